@@ -1,0 +1,35 @@
+"""The exceptions of raydistill: one type a domain, each message a sentence that says what, where and what to do."""
+
+from __future__ import annotations
+
+
+class RaydistillError(Exception):
+    """Base of every error that raydistill raises on purpose; the command line prints it without a traceback."""
+
+
+class ConfigError(RaydistillError):
+    """A configuration field, value or combination that cannot work."""
+
+
+class StorageError(RaydistillError):
+    """An object store that is missing, refuses a request, or breaks its contract."""
+
+
+class CorruptObjectError(StorageError):
+    """A stored object whose bytes are not the ones that were committed."""
+
+
+class DataError(RaydistillError):
+    """Input data (corpus, conversations, qrels, rewrites) that cannot be used as it is."""
+
+
+class TeacherError(RaydistillError):
+    """A teacher that cannot be started or cannot answer at all (single bad rows are counted instead)."""
+
+
+class ResourceError(RaydistillError):
+    """A request for CPUs, GPUs or memory that the cluster can never satisfy."""
+
+
+class TrainingError(RaydistillError):
+    """A training run that cannot continue."""
