@@ -1,0 +1,163 @@
+"""From a YAML file and dotted overrides to a validated configuration; every mistake becomes a sentence before Ray starts."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from raydistill.config import CommandLineValue, DistillConfig
+from raydistill.errors import ConfigError
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DistillConfig:
+    """Read a YAML configuration, apply `dotted.field=value` overrides, substitute variables, validate.
+
+    The top-level mapping `vars` defines `${name}` for use in any string; `vars.name=value` overrides it. Relative
+    locations start at the file's folder, those in overrides at the current directory.
+
+    Raises ConfigError naming file, field, value and what would be right.
+    """
+    path = Path(path).expanduser().resolve()
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration file {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections, such as data: and student:")
+    return build_config(tree, overrides, folder=path.parent, place=str(path))
+
+
+def build_config(
+    tree: Mapping[str, Any], overrides: Sequence[str] = (), folder: Path | None = None, place: str = "the configuration"
+) -> DistillConfig:
+    """Validate a tree of plain values with overrides applied; see `load_config`."""
+    merged = json.loads(json.dumps(tree, default=str))
+    for override in overrides:
+        _apply_override(merged, override)
+    variables = merged.pop("vars", None) or {}
+    substituted = _substitute(merged, variables, place)
+    try:
+        return DistillConfig.model_validate(substituted, context={"folder": folder})
+    except ValidationError as error:
+        raise ConfigError(f"{place}: " + "; ".join(_sentences(error))) from None
+
+
+def dump_config(config: DistillConfig) -> str:
+    """Return the resolved configuration as YAML that `load_config` reads back to an equal value."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"override {override!r} must have the form section.field=value, such as train.epochs=2")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        value = text
+    node: Any = tree
+    *parents, last = dotted.split(".")
+    for depth, key in enumerate(parents):
+        node = _child(node, key, ".".join(parents[: depth + 1]), override)
+    value = _from_command_line(value)
+    if isinstance(node, list):
+        node[_position(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, key: str, dotted: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, key, override)]
+    if node.get(key) is None:
+        node[key] = {}
+    if not isinstance(node[key], (dict, list)):
+        raise ConfigError(f"override {override!r}: {dotted} is a plain value and has no fields")
+    return node[key]
+
+
+def _position(items: list[Any], key: str, override: str) -> int:
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    named = [n for n, item in enumerate(items) if isinstance(item, dict) and item.get("name") == key]
+    if named:
+        return named[0]
+    raise ConfigError(f"override {override!r}: {key!r} is neither the name nor the number of one of the {len(items)} items")
+
+
+def _from_command_line(value: Any) -> Any:
+    if isinstance(value, str):
+        return CommandLineValue(value)
+    if isinstance(value, list):
+        return [_from_command_line(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _from_command_line(item) for key, item in value.items()}
+    return value
+
+
+def _substitute(node: Any, variables: Mapping[str, Any], place: str) -> Any:
+    if isinstance(node, dict):
+        return {key: _substitute(value, variables, place) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_substitute(value, variables, place) for value in node]
+    if not isinstance(node, str):
+        return node
+    kind: type[str] = CommandLineValue if isinstance(node, CommandLineValue) else str
+    for name in _VARIABLE.findall(node):
+        if name not in variables:
+            raise ConfigError(f"{place}: {node!r} uses ${{{name}}}, which vars does not define; add vars.{name}=VALUE")
+        if isinstance(variables[name], CommandLineValue):
+            kind = CommandLineValue
+    return kind(_VARIABLE.sub(lambda match: str(variables[match[1]]), node))
+
+
+def _sentences(error: ValidationError) -> list[str]:
+    return [_sentence(problem) for problem in error.errors()]
+
+
+def _sentence(problem: Any) -> str:
+    parts = [part for part in problem["loc"] if part not in ("recorded", "transformers", "lexical", "splade")]
+    field = ".".join(str(part) for part in parts) or "configuration"
+    if problem["type"] == "extra_forbidden":
+        siblings = _field_names(parts[:-1])
+        close = difflib.get_close_matches(str(parts[-1]), siblings, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"the fields here are {', '.join(siblings)}"
+        return f"{field}: there is no such field; {hint}"
+    if problem["type"] == "missing":
+        return f"{field}: this field is required; add it"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and len(str(problem["input"])) > 80:
+        return f"{field}: {message}"
+    return f"{field}: {message}; the value is {problem['input']!r}"
+
+
+def _field_names(path: Sequence[Any]) -> list[str]:
+    """Return the field names of the section at a path of names and positions."""
+    models: list[type[BaseModel]] = [DistillConfig]
+    for part in path:
+        if isinstance(part, int):
+            continue
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        models = [inner for field in fields for inner in _models_in(field.annotation)]
+    names = [name for model in models for name in model.model_fields]
+    return sorted(set(names))
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType, tuple, list) or hasattr(annotation, "__metadata__"):
+        return [model for argument in get_args(annotation) for model in _models_in(argument)]
+    return []

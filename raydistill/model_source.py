@@ -1,0 +1,73 @@
+"""Where a model comes from: a hub id, a folder, or a folder inside an installed Python package; and its identity."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+from raydistill.errors import ConfigError
+
+_PACKAGE = "package:"
+_WHOLE = 256 << 20
+_BLOCK = 1 << 20
+
+
+def resolve_model(source: str, field: str = "model") -> str:
+    """Return what transformers can load: the folder of `package:NAME/FOLDER`, and any other source as it is.
+
+    Args:
+        source: hub id, folder, or `package:NAME/FOLDER`.
+        field: the configuration field that named it, for messages.
+
+    Raises ConfigError when a path or package does not exist on this machine.
+    """
+    if source.startswith(_PACKAGE):
+        return _package_folder(source, field)
+    if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
+        raise ConfigError(f"{field}: the folder {source!r} does not exist here; it must be on every node, or give a hub id")
+    return source
+
+
+def _package_folder(source: str, field: str) -> str:
+    package, _, inner = source[len(_PACKAGE) :].partition("/")
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"{field}: {source!r} needs the Python package {package!r}; pip install it on every node")
+    folder = Path(spec.submodule_search_locations[0]) / inner
+    if not folder.is_dir():
+        raise ConfigError(f"{field}: {source!r}: the package {package!r} has no folder {inner!r}")
+    return str(folder)
+
+
+def model_identity(
+    source: str, revision: str | None = None, patterns: Iterable[str] = ("**/*",), field: str = "model"
+) -> str:
+    """Return what identifies a model for fingerprints, wherever it lies.
+
+    A local folder counts by the names, sizes and bytes of its matching files; of files over 256 MiB, 64 blocks of 1 MiB
+    spread evenly stand for all (a fine-tuned model differs everywhere). A hub id counts by id and revision: name a commit
+    in `revision` for results that stay the same. Raises ConfigError as `resolve_model`.
+    """
+    folder = Path(resolve_model(source, field))
+    if not folder.is_dir():
+        return f"{source}@{revision or 'main'}"
+    return _folder_identity(folder, tuple(patterns))
+
+
+def _folder_identity(folder: Path, patterns: tuple[str, ...]) -> str:
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    digest = hashlib.sha256()
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        if any(part.startswith(".") or part == "__pycache__" for part in Path(name).parts):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{name}\0{size}\0".encode())
+        step = _BLOCK if size <= _WHOLE else (size - _BLOCK) // 63
+        with path.open("rb") as stream:
+            for offset in range(0, size, step):
+                stream.seek(offset)
+                digest.update(stream.read(_BLOCK))
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,134 @@
+"""Configurations: what loads, what is refused and with which sentence, and what a fingerprint sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raydistill.config import result_fields
+from raydistill.config_loading import build_config, dump_config, load_config
+from raydistill.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "jobs" / "configs"
+
+
+def tree() -> dict[str, Any]:
+    return {
+        "vars": {"data": "data"},
+        "run": "small",
+        "root": "./runs",
+        "data": {
+            "corpus": ["${data}/corpus.jsonl"],
+            "train": {"conversations": "${data}/train.jsonl"},
+            "test": {"conversations": "s3://bucket/test.jsonl", "qrels": "/absolute/qrels.tsv"},
+        },
+        "teachers": [
+            {"engine": "recorded", "name": "human", "rewrites": "human.jsonl"},
+            {"engine": "transformers", "name": "llm", "model": "org/model"},
+        ],
+        "student": {"model": "org/encoder"},
+    }
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(tree()))
+    return path
+
+
+def test_relative_locations_start_at_the_file_and_overrides_at_the_current_directory(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    config = load_config(config_file, ["data.train.conversations=mine.jsonl", "teachers.llm.model=./model"])
+    assert config.root == str(tmp_path / "runs")
+    assert config.data.corpus == (str(tmp_path / "data" / "corpus.jsonl"),)
+    assert config.data.train.conversations == str(elsewhere / "mine.jsonl")
+    assert config.data.test.conversations == "s3://bucket/test.jsonl"
+    assert config.student.model == "org/encoder"
+    assert config.teachers[1].model == str(elsewhere / "model")
+    assert load_config(config_file, ["vars.data=other"]).data.corpus == (str(elsewhere / "other" / "corpus.jsonl"),)
+
+
+def test_a_dumped_configuration_loads_as_an_equal_one(config_file: Path, tmp_path: Path) -> None:
+    config = load_config(config_file, ["train.epochs=2", "train.objective.flops_weight=1e-3"])
+    copy = tmp_path / "copy" / "resolved.yaml"
+    copy.parent.mkdir()
+    copy.write_text(dump_config(config))
+    assert load_config(copy) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("train.epoch=2", "train.epoch: there is no such field; did you mean 'epochs'?"),
+        ("train.objective.temprature=3", "train.objective.temprature: there is no such field; did you mean 'temperature'?"),
+        ("teachers.llm.mdel=x", "teachers.1.mdel: there is no such field; did you mean 'model'?"),
+        ("train.global_batch=17", "global_batch (17) must be a multiple of micro_batch x workers.actors"),
+        ("train.sampling.first_rank=1000", "first_rank (1000) must not exceed last_rank (960)"),
+        ("train.epochs=-1", "train.epochs: Input should be greater than 0"),
+        ("evaluate.measures=[nDGC@3]", "'nDGC@3' is no ir_measures name"),
+        ("index.documents={kind: splade}", "index.documents.model: this field is required"),
+        ("teachers.llm.name=human", "the name 'human' is used twice"),
+        ("teachers.other.name=x", "'other' is neither the name nor the number of one of the 2 items"),
+        ("root=gs://bucket/x", "root: must be s3://bucket/prefix, file:///absolute/path or a path"),
+        ("student.model=${nothing}", "uses ${nothing}, which vars does not define"),
+        ("train.epochs", "must have the form section.field=value"),
+        ("run.name=x", "run is a plain value and has no fields"),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_field_and_fix(config_file: Path, override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(config_file, [override])
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no configuration file .*nowhere\.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("run: [unclosed")
+    with pytest.raises(ConfigError, match=r"broken\.yaml is no valid YAML"):
+        load_config(broken)
+    with pytest.raises(ConfigError, match="give a URI or an absolute path"):
+        build_config(tree())
+
+
+def test_fingerprints_see_what_changes_results_and_nothing_else(config_file: Path) -> None:
+    def fields(*overrides: str) -> Any:
+        return result_fields(load_config(config_file, overrides))
+
+    base = fields()
+    for operational in (
+        "train.workers.cpus=8",
+        "train.micro_batch=8",
+        "train.zero_stage=3",
+        "root=/elsewhere",
+        "data.corpus=[/moved/corpus.jsonl]",
+        "teachers.llm.batch_tokens=9",
+        "ray.address=auto",
+    ):
+        assert fields(operational) == base, operational
+    for decisive in (
+        "train.epochs=6",
+        "train.objective.combine=max",
+        "teachers.llm.max_new_tokens=9",
+        "index.impacts=u8",
+        "student.text.answer_words=9",
+        "data.corpus_format=tsv",
+    ):
+        assert fields(decisive) != base, decisive
+
+
+@pytest.mark.parametrize("name", ["mtrag-clapnq", "topiocqa"])
+def test_the_shipped_configurations_are_valid(name: str) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml")
+    assert config.run
+    assert len(config.teachers) >= 2
