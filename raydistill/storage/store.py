@@ -1,0 +1,73 @@
+"""The seam to object storage: what a store must do, and `open_store`, which picks the store for a URI.
+
+Keys are relative to the store's root URI, use "/" and never start with one. Every object is written whole in one
+request and never streamed, because a stream that fails half-way publishes a truncated object on S3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a listing tells of an object: key relative to the store's root, size in bytes, opaque version tag."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class ObjectStore(Protocol):
+    """A flat namespace of immutable objects under one root URI, plus a few small ones moved by compare-and-swap.
+
+    Implementations are cheap to pickle (URI and options only; credentials come from the environment of each
+    process), retry throttling (503, SLOW_DOWN), 409 conflicts and resets with jitter, and raise `StorageError` with
+    the URI, the cause and what to do. `root` is the URI without a trailing slash.
+    """
+
+    root: str
+
+    def read(self, key: str) -> bytes:
+        """Return the whole object; its length is checked against the store's size. Raises StorageError if absent."""
+
+    def download(self, key: str, path: Path) -> None:
+        """Write the object to a local file atomically (temporary name, then rename), verifying its length."""
+
+    def info(self, key: str) -> ObjectInfo | None:
+        """Return what is stored under the key, or None."""
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield every object whose key starts with the prefix, in ascending order of key."""
+
+    def put_if_absent(self, key: str, content: bytes | Path) -> bool:
+        """Create the object unless the key exists; True when this call (or a lost earlier try of the very same bytes,
+        found again by content) created it, False when other bytes are there already. Atomic among all writers."""
+
+    def compare_and_swap(self, key: str, content: bytes, expected_etag: str | None) -> bool:
+        """Replace the object if its etag is the expected one (None: must not exist). False when another writer won.
+        An answer lost after success is resolved by reading back."""
+
+    def replace(self, key: str, content: bytes | Path) -> None:
+        """Write unconditionally: only for objects with one writer that nobody depends on (logs, progress, reports)."""
+
+    def delete(self, key: str) -> None:
+        """Remove the object; absent is fine."""
+
+
+def open_store(uri: str) -> ObjectStore:
+    """Return the store for `s3://bucket/prefix` or `file:///absolute/path` (an absolute path is read as file://).
+
+    Raises StorageError for other schemes, relative paths (they do not resolve in Ray workers), a missing bucket or
+    missing credentials; never creates a bucket.
+    """
+    if uri.startswith("s3://"):
+        from raydistill.storage.s3 import S3Store
+
+        return S3Store(uri)
+    from raydistill.storage.local import LocalStore
+
+    return LocalStore(uri)
