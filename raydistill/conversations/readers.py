@@ -1,0 +1,84 @@
+"""The way from a conversation source of the configuration to checked records; one module beside this one a file format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+
+from raydistill.config import ConversationSource
+from raydistill.conversations.mtrag import read_mtrag
+from raydistill.conversations.qrels import Qrels, add_judgement, judgement_rows
+from raydistill.conversations.records import Conversation, ConversationSet
+from raydistill.conversations.rows import BadRow, Quarantine
+from raydistill.conversations.sources import ConversationFile
+from raydistill.conversations.topiocqa import read_topiocqa
+from raydistill.errors import DataError
+from raydistill.storage.files import input_fingerprint
+
+READERS: dict[str, Callable[[str, Quarantine], ConversationFile]] = {"mtrag": read_mtrag, "topiocqa": read_topiocqa}
+_FORMAT_VERSION = 1
+
+
+def read_conversations(source: ConversationSource, reader: str, max_bad_rows: int) -> ConversationSet:
+    """Read and check a source: conversations in file order, judgements of their turns, and the rows left out.
+
+    A malformed conversation, a duplicate id, and a judgement of a query that the whole file (before the split filter) does
+    not hold are quarantined. Judgements of conversations that were quarantined are dropped without being counted again.
+
+    Raises:
+        DataError: more than `max_bad_rows` malformed rows, nothing left to read, or an unknown reader; names file and line.
+        StorageError: a file that does not exist or cannot be read.
+    """
+    if reader not in READERS:
+        raise DataError(f"there is no conversation reader {reader!r}; data.reader can be {', '.join(sorted(READERS))}")
+    quarantine = Quarantine(max_bad_rows)
+    file = READERS[reader](source.conversations, quarantine)
+    qrels = file.qrels if source.qrels is None else _judgements(source.qrels, file, quarantine)
+    kept = _of_split(file, source)
+    query_ids = {turn.query_id for conversation in kept for turn in conversation.turns}
+    return ConversationSet(
+        conversations=tuple(kept),
+        qrels={query_id: grades for query_id, grades in qrels.items() if query_id in query_ids},
+        fingerprint=_source_fingerprint(source, reader),
+        quarantined=tuple(quarantine.rows),
+    )
+
+
+def _judgements(uri: str, file: ConversationFile, quarantine: Quarantine) -> Qrels:
+    known = {turn.query_id for conversation in file.conversations for turn in conversation.turns}
+    qrels: Qrels = {}
+    for row in judgement_rows(uri):
+        if isinstance(row, BadRow):
+            quarantine.add(row)
+        elif row.query_id in known:
+            contradiction = add_judgement(qrels, row)
+            if contradiction:
+                quarantine.add(contradiction)
+        elif row.query_id not in file.left_out:
+            quarantine.add(BadRow(row.place, f"judges query {row.query_id!r}, which {file.uri} does not hold"))
+    return qrels
+
+
+def _of_split(file: ConversationFile, source: ConversationSource) -> list[Conversation]:
+    if not file.conversations:
+        raise DataError(f"{file.uri}: holds no usable conversation; check the path and data.reader")
+    if source.split is None:
+        return list(file.conversations)
+    kept = [one for one in file.conversations if file.splits.get(one.conversation_id) == source.split]
+    if not kept:
+        found = sorted({split for split in file.splits.values() if split})
+        known = f"its splits are {', '.join(found)}" if found else "none of its records has a split; leave split out"
+        raise DataError(f"{file.uri}: no conversation has split {source.split!r}; {known}")
+    return kept
+
+
+def _source_fingerprint(source: ConversationSource, reader: str) -> str:
+    settings = {
+        "format": _FORMAT_VERSION,
+        "reader": reader,
+        "split": source.split,
+        "conversations": input_fingerprint([source.conversations]),
+        "qrels": None if source.qrels is None else input_fingerprint([source.qrels]),
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

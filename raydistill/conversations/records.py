@@ -1,0 +1,80 @@
+"""The records every reader produces: passages, turns, conversations, judgements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One retrievable text. `passage_id` is the collection's own id, a string that is never interpreted."""
+
+    passage_id: str
+    text: str
+    title: str = ""
+
+    @property
+    def full_text(self) -> str:
+        """Title and text, the title not repeated when the text already begins with it."""
+        if not self.title or self.text.startswith(self.title):
+            return self.text
+        return f"{self.title}\n{self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One exchange. `depth` is 1 for the first question; `answer` is what the system replied, "" when unknown."""
+
+    query_id: str
+    depth: int
+    question: str
+    answer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in order of time, at least one."""
+
+    conversation_id: str
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationalQuery:
+    """A turn to be answered, with what was said before it (oldest first; the history holds no later turn)."""
+
+    query_id: str
+    conversation_id: str
+    depth: int
+    question: str
+    history: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationSet:
+    """Conversations with judgements.
+
+    Attributes:
+        conversations: in file order.
+        qrels: query id -> passage id -> grade (int; > 0 is relevant unless the reader's protocol says otherwise).
+        fingerprint: SHA-256 over the source files' bytes and the reader's settings.
+        quarantined: (place, reason) of every row left out, within the configured limit.
+    """
+
+    conversations: tuple[Conversation, ...]
+    qrels: Mapping[str, Mapping[str, int]]
+    fingerprint: str
+    quarantined: tuple[tuple[str, str], ...] = field(default=())
+
+    def queries(self) -> Iterator[ConversationalQuery]:
+        """Yield every turn of every conversation as a query with its history."""
+        for conversation in self.conversations:
+            for position, turn in enumerate(conversation.turns):
+                yield ConversationalQuery(
+                    query_id=turn.query_id,
+                    conversation_id=conversation.conversation_id,
+                    depth=turn.depth,
+                    question=turn.question,
+                    history=conversation.turns[:position],
+                )

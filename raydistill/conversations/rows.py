@@ -1,0 +1,125 @@
+"""Lines of an input file with their places, and the quarantine for malformed ones. No format is known here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from raydistill.errors import DataError
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used: `place` is "file:line" (or "file: record n"), `reason` says what is wrong with it."""
+
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of text and its place."""
+
+    place: str
+    text: str
+
+
+class RowError(ValueError):
+    """Why the row being parsed cannot be used; whoever knows the row's place turns it into a BadRow."""
+
+
+@dataclass
+class Quarantine:
+    """Malformed rows, collected up to a limit.
+
+    Attributes:
+        max_bad_rows: rows that may be left out; the next one raises.
+        rows: (place, reason) of each row left out so far.
+    """
+
+    max_bad_rows: int
+    rows: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, row: BadRow) -> None:
+        """Keep the row, or raise DataError when the limit is passed."""
+        self.rows.append((row.place, row.reason))
+        if len(self.rows) > self.max_bad_rows:
+            seen = f" (malformed row number {len(self.rows)})" if self.max_bad_rows else ""
+            raise DataError(
+                f"{row.place}: {row.reason}{seen}; correct the row, or raise data.max_bad_rows (now {self.max_bad_rows}) "
+                "to leave such rows out and list them"
+            )
+
+
+def numbered_lines(stream: BinaryIO, uri: str) -> Iterator[Line | BadRow]:
+    """Yield the non-blank lines of UTF-8 text with their places.
+
+    A byte order mark and CR LF line ends are removed; a line that is not UTF-8 comes as a BadRow.
+    """
+    for number, raw in enumerate(stream, start=1):
+        if number == 1:
+            raw = raw.removeprefix(_BYTE_ORDER_MARK)
+        place = f"{uri}:{number}"
+        try:
+            text = raw.rstrip(b"\r\n").decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield BadRow(place, f"is not UTF-8 (byte {error.start + 1} of the line)")
+            continue
+        if text.strip():
+            yield Line(place, text)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Parse a line that must hold one JSON object. Raises RowError."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise RowError(f"must be a JSON object, not {_json_type(value)}")
+    return value
+
+
+def identifier(record: dict[str, Any], name: str) -> str:
+    """Return a field that identifies something: a non-empty string, or an integer, which is written out. Raises RowError."""
+    value = record.get(name)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    text = required_text(record, name)
+    if text != text.strip() or any(character in text for character in "\t\r\n"):
+        raise RowError(f"field {name!r} ({text!r}) must not begin or end with a space nor hold a tab or a line break")
+    return text
+
+
+def required_text(record: dict[str, Any], name: str) -> str:
+    """Return a field that must be a string with something in it. Raises RowError."""
+    if name not in record:
+        raise RowError(f"has no field {name!r}")
+    text = optional_text(record, name)
+    if not text.strip():
+        raise RowError(f"field {name!r} is empty")
+    return text
+
+
+def optional_text(record: dict[str, Any], name: str) -> str:
+    """Return a field that is a string, null or absent; "" for the last two. Raises RowError."""
+    value = record.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise RowError(f"field {name!r} must be a string, not {_json_type(value)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        # JSON escapes can spell half a surrogate pair, which no later stage can store.
+        raise RowError(f"field {name!r} holds an unpaired surrogate escape") from None
+    return value
+
+
+def _json_type(value: object) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(value), "null")
