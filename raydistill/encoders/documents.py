@@ -1,0 +1,151 @@
+"""Which document encoder a configuration means: loads it, and says what of it belongs into a fingerprint.
+
+The encoders themselves live in `lexical` and `splade`. Heavy imports happen inside the functions, so that the driver can
+compute fingerprints without importing torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from raydistill.config import DocumentsConfig, LexicalDocumentsConfig, SpladeDocumentsConfig, StudentConfig, result_fields
+from raydistill.encoders.interface import SparseEncoder
+from raydistill.encoders.lexical import LexicalEncoder, LexicalStatistics, TermCounter
+from raydistill.errors import ConfigError
+from raydistill.model_source import model_identity, resolve_model
+
+TOKENIZER_FILES = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+MODEL_FILES = (
+    *TOKENIZER_FILES,
+    "*.safetensors",
+    "*.bin",
+    "modules.json",
+    "raydistill.json",
+    "*/config.json",
+    "*/*.safetensors",
+)
+
+
+def load_document_encoder(
+    documents: DocumentsConfig, student: StudentConfig, statistics: bytes | None = None, device: str | None = None
+) -> SparseEncoder:
+    """Return the encoder of the collection's passages and of the teachers' rewrites.
+
+    Args:
+        documents: which encoder.
+        student: gives the vocabulary: the lexical encoder uses its tokenizer, a SPLADE one must share it.
+        statistics: `LexicalStatistics.to_bytes()` of the whole collection; needed by the lexical encoder only.
+        device: torch device of a SPLADE encoder; default a GPU where torch sees one, else the CPU.
+
+    Raises ConfigError when a model cannot be loaded, statistics are missing, or the vocabularies differ.
+    """
+    if isinstance(documents, LexicalDocumentsConfig):
+        if statistics is None:
+            raise ConfigError(
+                "documents.kind lexical needs the collection's statistics; count them before encoding passages"
+            )
+        counter = load_term_counter(student)
+        counted = LexicalStatistics.from_bytes(statistics).resized(counter.vocabulary_size)
+        return LexicalEncoder(counter, counted, k1=documents.k1, b=documents.b)
+    return _load_splade(documents, student, device)
+
+
+def load_term_counter(student: StudentConfig) -> TermCounter:
+    """Return the counter of terms over the student's vocabulary: what `count_statistics` of a lexical index takes.
+
+    Raises ConfigError when the student's tokenizer cannot be loaded or is not a fast one.
+    """
+    tokenizer = load_tokenizer(student.model, student.revision, student.trust_remote_code, "student.model")
+    return TermCounter(tokenizer, max(len(tokenizer), _configured_vocabulary_size(student)))
+
+
+def load_tokenizer(model: str, revision: str | None, trust_remote_code: bool, field: str) -> Any:
+    """Return the Hugging Face tokenizer of a hub id or folder; ConfigError naming `field` when there is none."""
+    from transformers import AutoTokenizer
+
+    folder = resolve_model(model, field)
+    try:
+        return AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{field}: no tokenizer could be loaded from {model!r}: {_first_line(error)}") from error
+
+
+def document_encoder_settings(documents: DocumentsConfig, student: StudentConfig) -> dict[str, Any]:
+    """Return what the document vectors depend on (collection statistics aside), as JSON values for a fingerprint.
+
+    A model in a local folder counts by the content of its files, so that moving a folder changes nothing and
+    retraining in place does; a hub id counts by id and revision.
+    """
+    settings: dict[str, Any] = dict(result_fields(documents))
+    if isinstance(documents, LexicalDocumentsConfig):
+        settings["tokenizer"] = model_identity(student.model, student.revision, TOKENIZER_FILES, "student.model")
+    else:
+        settings.pop("revision")
+        settings["model"] = model_identity(documents.model, documents.revision, MODEL_FILES, "index.documents.model")
+    return settings
+
+
+def _load_splade(documents: SpladeDocumentsConfig, student: StudentConfig, device: str | None) -> SparseEncoder:
+    # Imported here: the driver computes fingerprints without torch, and `checkpoint` imports this module.
+    from raydistill.encoders.checkpoint import SETTINGS_FILE, load_student
+    from raydistill.encoders.splade import SpladeEncoder, load_model
+
+    field = "index.documents"
+    folder = resolve_model(documents.model, f"{field}.model")
+    if (Path(folder) / SETTINGS_FILE).is_file():
+        stored = load_student(folder)
+        model, tokenizer = stored.model, stored.tokenizer
+    else:
+        _check_pooling(documents)
+        model = load_model(documents.model, documents.revision, "mlm", documents.trust_remote_code, field)
+        tokenizer = load_tokenizer(documents.model, documents.revision, documents.trust_remote_code, f"{field}.model")
+    model.check_length(documents.max_tokens, f"{field}.max_tokens")
+    students = load_tokenizer(student.model, student.revision, student.trust_remote_code, "student.model")
+    if students.get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            f"{field}.model {documents.model!r} and student.model {student.model!r} have different vocabularies, so their "
+            "vectors cannot be compared; choose two models with the same tokenizer"
+        )
+    return SpladeEncoder(model, tokenizer, documents.max_tokens, documents.max_terms, documents.batch_tokens, device)
+
+
+def _check_pooling(documents: SpladeDocumentsConfig) -> None:
+    """Raise ConfigError when a sentence_transformers checkpoint says that it pools in another way than SPLADE's maximum."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        path = cached_file(
+            resolve_model(documents.model, "index.documents.model"),
+            "1_SpladePooling/config.json",
+            revision=documents.revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except OSError:
+        return  # no such model at all: loading it says so
+    if path is None:
+        return
+    pooling = json.loads(Path(path).read_text(encoding="utf-8"))
+    found = (pooling.get("pooling_strategy", "max"), pooling.get("activation_function", "relu"))
+    if found != ("max", "relu"):
+        raise ConfigError(
+            f"index.documents.model: {documents.model!r} pools by {found[0]} of {found[1]}; only max of relu is supported"
+        )
+
+
+def _configured_vocabulary_size(student: StudentConfig) -> int:
+    from transformers import AutoConfig
+
+    folder = resolve_model(student.model, "student.model")
+    try:
+        config = AutoConfig.from_pretrained(folder, revision=student.revision, trust_remote_code=student.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"student.model: {student.model!r} has no readable config.json: {_first_line(error)}") from error
+    return int(getattr(config, "vocab_size", 0) or 0)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

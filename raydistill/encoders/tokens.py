@@ -1,0 +1,53 @@
+"""Texts to padded batches of token ids: tokenise once, group by length, pad. What is done with them lives elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def tokenize(tokenizer: Any, texts: list[str], max_tokens: int) -> list[list[int]]:
+    """Return the token ids of each text with special tokens, cut at `max_tokens`."""
+    # A text may hold [SEP] as a separator: it becomes that token, which is what the student's text form wants.
+    encoded = tokenizer(
+        texts,
+        truncation=True,
+        max_length=max_tokens,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Return row numbers grouped by similar length, longest first, each group within `batch_tokens` padded tokens."""
+    batches: list[list[int]] = []
+    longest = 0
+    for number in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
+        if not batches or longest * (len(batches[-1]) + 1) > batch_tokens:
+            batches.append([])
+            longest = max(lengths[number], 1)
+        batches[-1].append(number)
+    return batches
+
+
+def padded(ids: Sequence[Sequence[int]], padding: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Return (input_ids, attention_mask), int64 [rows, longest], padded on the right."""
+    longest = max(1, *(len(row) for row in ids))
+    input_ids = np.full((len(ids), longest), padding, dtype=np.int64)
+    mask = np.zeros((len(ids), longest), dtype=np.int64)
+    for number, row in enumerate(ids):
+        input_ids[number, : len(row)] = row
+        mask[number, : len(row)] = 1
+    return torch.from_numpy(input_ids).to(device), torch.from_numpy(mask).to(device)
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Return the id that fills rows; 0 for a tokenizer without a padding token (masked positions are never read)."""
+    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)

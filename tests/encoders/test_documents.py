@@ -1,0 +1,114 @@
+"""A documents configuration names one encoder, over the student's vocabulary, and its fingerprint follows content."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raydistill.config import LexicalDocumentsConfig, SpladeDocumentsConfig, StudentConfig, TextConfig
+from raydistill.encoders.checkpoint import load_student, save_student
+from raydistill.encoders.documents import document_encoder_settings, load_document_encoder, load_term_counter
+from raydistill.encoders.lexical import LexicalEncoder, count_statistics
+from raydistill.errors import ConfigError
+
+Folder = Callable[..., Path]
+
+
+def student(folder: Path) -> StudentConfig:
+    return StudentConfig(model=str(folder), text=TextConfig(max_tokens=64))
+
+
+def test_lexical_documents_use_the_students_tokenizer(tiny_folder: Folder, tiny_tokenizer: Any, texts: list[str]) -> None:
+    config = student(tiny_folder())
+    statistics = count_statistics(load_term_counter(config), texts)
+    encoder = load_document_encoder(LexicalDocumentsConfig(k1=1.2, b=0.75), config, statistics.to_bytes())
+    expected = LexicalEncoder(tiny_tokenizer, statistics, k1=1.2, b=0.75)
+    np.testing.assert_array_equal(encoder.encode_passages(texts).to_dense(), expected.encode_passages(texts).to_dense())
+    names = encoder.vocabulary()
+    seen = {names[term] for term in encoder.encode_queries(["Who wrote it? [SEP] the rivers"]).term_ids}
+    assert seen == {"who", "wrote", "it", "the", "river", "##s"}
+
+
+def test_lexical_vectors_have_as_many_columns_as_the_student(tiny_folder: Folder, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder(), tmp_path / "m")
+    config_file = tmp_path / "m" / "config.json"
+    config_file.write_text(json.dumps({**json.loads(config_file.read_text()), "vocab_size": 64}))
+    config = student(tmp_path / "m")
+    counted_by_tokenizer = count_statistics(load_term_counter(student(tiny_folder())), ["paris"])
+    assert len(counted_by_tokenizer.document_frequency) < 64
+    encoder = load_document_encoder(LexicalDocumentsConfig(), config, counted_by_tokenizer.to_bytes())
+    assert encoder.vocabulary_size == 64
+
+
+def test_lexical_documents_need_statistics(tiny_folder: Folder) -> None:
+    with pytest.raises(ConfigError, match="statistics"):
+        load_document_encoder(LexicalDocumentsConfig(), student(tiny_folder()), None)
+
+
+def test_splade_documents_from_plain_and_exported_folders(tiny_folder: Folder, texts: list[str], tmp_path: Path) -> None:
+    folder = tiny_folder("DistilBert")
+    plain = SpladeDocumentsConfig(model=str(folder), max_tokens=64, max_terms=4)
+    encoder = load_document_encoder(plain, student(folder), device="cpu")
+    passages = encoder.encode_passages(texts)
+    passages.validate()
+    assert passages.lengths().max() == 4
+    stored = load_student(folder)
+    save_student(stored.model, stored.tokenizer, tmp_path, TextConfig(max_tokens=64), "card")
+    exported = load_document_encoder(plain.model_copy(update={"model": str(tmp_path)}), student(folder), device="cpu")
+    np.testing.assert_array_equal(exported.encode_passages(texts).weights, passages.weights)
+
+
+def test_splade_documents_saved_by_sentence_transformers(tiny_folder: Folder, texts: list[str], tmp_path: Path) -> None:
+    from sentence_transformers import SparseEncoder
+
+    theirs = SparseEncoder(str(tiny_folder()), device="cpu", max_active_dims=None)
+    theirs.save(str(tmp_path))
+    config = SpladeDocumentsConfig(model=str(tmp_path), max_tokens=64)
+    encoder = load_document_encoder(config, student(tiny_folder()), device="cpu")
+    theirs.max_seq_length = 64
+    expected = theirs.encode(texts, convert_to_sparse_tensor=False).cpu().numpy()
+    np.testing.assert_allclose(encoder.encode_passages(texts).to_dense(), expected, atol=1e-5)
+    pooling = tmp_path / "1_SpladePooling" / "config.json"
+    pooling.write_text(json.dumps({**json.loads(pooling.read_text()), "activation_function": "log1p_relu"}))
+    with pytest.raises(ConfigError, match="log1p_relu"):
+        load_document_encoder(config, student(tiny_folder()), device="cpu")
+
+
+def test_another_vocabulary_is_refused(tiny_folder: Folder, minilm: str) -> None:
+    documents = SpladeDocumentsConfig(model=str(tiny_folder()), max_tokens=64)
+    with pytest.raises(ConfigError, match="different vocabularies"):
+        load_document_encoder(documents, StudentConfig(model=minilm, head="identity"), device="cpu")
+
+
+def test_a_folder_that_does_not_exist_is_named(tiny_folder: Folder, tmp_path: Path) -> None:
+    missing = str(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match=r"index\.documents\.model: the folder .*nothing' does not exist"):
+        load_document_encoder(SpladeDocumentsConfig(model=missing), student(tiny_folder()), device="cpu")
+    with pytest.raises(ConfigError, match=r"student\.model: the folder"):
+        load_term_counter(StudentConfig(model=missing))
+
+
+def test_settings_follow_content_and_not_place(tiny_folder: Folder, tmp_path: Path) -> None:
+    for kind in (LexicalDocumentsConfig(), SpladeDocumentsConfig(model=str(tiny_folder()))):
+        copy = tmp_path / kind.kind
+        shutil.copytree(tiny_folder(), copy)
+        moved = kind.model_copy(update={"model": str(copy)}) if isinstance(kind, SpladeDocumentsConfig) else kind
+        before = document_encoder_settings(kind, student(tiny_folder()))
+        assert json.loads(json.dumps(before)) == document_encoder_settings(moved, student(copy))
+        (copy / "tokenizer.json").write_text((copy / "tokenizer.json").read_text() + " ")
+        assert document_encoder_settings(moved, student(copy)) != before
+
+
+def test_settings_of_hub_models_need_no_download_and_leave_out_batch_sizes() -> None:
+    hub = StudentConfig(model="some/student", revision="abc")
+    settings = document_encoder_settings(SpladeDocumentsConfig(model="some/splade", batch_tokens=7), hub)
+    assert settings["model"] == "some/splade@main"
+    assert "batch_tokens" not in settings
+    lexical = document_encoder_settings(LexicalDocumentsConfig(), hub)
+    assert lexical["tokenizer"] == {"id": "some/student", "revision": "abc"}
