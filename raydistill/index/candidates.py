@@ -1,0 +1,112 @@
+"""The Parquet forms of mining: queries going in, candidates coming out. What the candidates are is decided in `mine`.
+
+Queries: query_id, conversation_id, question string; depth int32; history list<struct<question, answer>> (oldest first);
+gold_ids list<string>. Candidates: the same without gold_ids, and gold list<int64>, passages list<int64> (ascending),
+scores list<list<float32>>: one list a teacher, in the order of the manifest's "teachers", parallel to passages; null
+where the teacher has no rewrite of the query.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raydistill.conversations.records import ConversationalQuery
+
+_HISTORY = pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string())]))
+_TURN = [
+    ("query_id", pa.string()),
+    ("conversation_id", pa.string()),
+    ("depth", pa.int32()),
+    ("question", pa.string()),
+    ("history", _HISTORY),
+]
+QUERIES = pa.schema([*_TURN, ("gold_ids", pa.list_(pa.string()))])
+CANDIDATES = pa.schema(
+    [
+        *_TURN,
+        ("gold", pa.list_(pa.int64())),
+        ("passages", pa.list_(pa.int64())),
+        ("scores", pa.list_(pa.list_(pa.float32()))),
+    ]
+)
+_ROWS_IN_GROUP = 128
+
+
+def gold_ids(query_id: str, qrels: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return the ids of the passages judged relevant (grade > 0) for a query, ascending."""
+    return sorted(passage_id for passage_id, grade in qrels.get(query_id, {}).items() if grade > 0)
+
+
+def queries_fingerprint(queries: Iterable[ConversationalQuery], qrels: Mapping[str, Mapping[str, int]]) -> str:
+    """Return a SHA-256 (64 hex characters) over queries, histories and relevant passages, in order."""
+    digest = hashlib.sha256()
+    for query in queries:
+        digest.update(json.dumps(_query_fields(query, qrels), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def query_table(queries: Sequence[ConversationalQuery], qrels: Mapping[str, Mapping[str, int]]) -> pa.Table:
+    """Return the queries as a table of schema QUERIES."""
+    return pa.Table.from_pylist([_query_fields(query, qrels) for query in queries], schema=QUERIES)
+
+
+def _query_fields(query: ConversationalQuery, qrels: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    return {
+        "query_id": query.query_id,
+        "conversation_id": query.conversation_id,
+        "depth": query.depth,
+        "question": query.question,
+        "history": [{"question": turn.question, "answer": turn.answer} for turn in query.history],
+        "gold_ids": gold_ids(query.query_id, qrels),
+    }
+
+
+def candidate_table(
+    queries: pa.Table,
+    gold: Sequence[NDArray[np.int64]],
+    passages: Sequence[NDArray[np.int64]],
+    scores: Sequence[Sequence[NDArray[np.float32] | None]],
+) -> pa.Table:
+    """Return a table of schema CANDIDATES.
+
+    Args:
+        queries: Q rows of schema QUERIES.
+        gold, passages: Q arrays int64.
+        scores: for each of T teachers Q arrays float32 parallel to passages, None where it has no rewrite.
+    """
+    by_query = [teacher[row] for row in range(len(queries)) for teacher in scores]
+    columns = [queries.column(name).combine_chunks() for name, _ in _TURN]
+    every_score = _lists(by_query, np.dtype(np.float32))
+    of_query = np.arange(0, len(by_query) + 1, max(1, len(scores)), dtype=np.int32)
+    columns += [
+        _lists(gold, np.dtype(np.int64)),
+        _lists(passages, np.dtype(np.int64)),
+        pa.ListArray.from_arrays(pa.array(of_query), every_score),
+    ]
+    return pa.Table.from_arrays(columns, schema=CANDIDATES)
+
+
+def _lists(arrays: Sequence[NDArray[Any] | None], dtype: np.dtype[Any]) -> pa.Array:
+    """Return a list array without passing through Python objects; None becomes null."""
+    kept = [np.zeros(0, dtype=dtype) if array is None else array for array in arrays]
+    offsets = np.zeros(len(kept) + 1, dtype=np.int32)
+    np.cumsum([len(array) for array in kept], out=offsets[1:])
+    values = pa.array(np.concatenate([np.zeros(0, dtype=dtype), *kept]).astype(dtype, copy=False))
+    absent = np.array([array is None for array in arrays], dtype=bool)
+    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(absent) if absent.any() else None)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Return the table as Parquet, zstd, in row groups of 128; equal tables give equal bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=_ROWS_IN_GROUP)
+    return buffer.getvalue()

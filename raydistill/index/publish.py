@@ -1,0 +1,297 @@
+"""Versions of an index: immutable segments, numbered manifests, and `CURRENT`, which moves by compare-and-swap.
+
+    {root}/indexes/{name}/segments/{fingerprint[:16]}/{segment}-{sha8}{suffix}
+                          receipts/{fingerprint[:16]}/{segment}.json
+                          manifests/{version:08d}.json      a version exists
+                          CURRENT                           the version that searches use by default
+
+A version is visible to those who ask for it from its manifest on, and to everyone from the move of CURRENT on. What a
+segment contains is none of this module's business; see `segment`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from raydistill.errors import StorageError
+from raydistill.storage.artifacts import tool_versions
+from raydistill.storage.cache import default_cache
+from raydistill.storage.hashing import sealed, unsealed
+from raydistill.storage.parts import Part, PartLedger, chosen_parts
+from raydistill.storage.store import open_store
+
+_SWAPS = 32
+_STATISTICS = "statistics"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentEntry:
+    """One segment of a version.
+
+    Attributes:
+        name: of the segment; segments keep it from version to version.
+        key: where it lies, relative to the run root.
+        size: bytes.
+        sha256: of the file, 64 hex characters.
+        passages: how many it holds.
+        first_passage: number of its first passage within the index; the segment's own numbers begin at 0.
+        postings: (term, passage) pairs.
+    """
+
+    name: str
+    key: str
+    size: int
+    sha256: str
+    passages: int
+    first_passage: int
+    postings: int
+
+
+@dataclass(frozen=True)
+class IndexVersion:
+    """An immutable, complete index. Picklable, JSON-able.
+
+    Attributes:
+        root: run root URI.
+        name: of the index.
+        version: 1, 2, … in order of publication.
+        fingerprint: of everything that decides the content, 64 hex characters.
+        segments: in order of first_passage.
+        vocabulary_size: terms of the encoder.
+        passages: of all segments.
+        metadata: "encoder", "documents", "statistics" (a Part, where there is one) and what else the builder tells.
+    """
+
+    root: str
+    name: str
+    version: int
+    fingerprint: str
+    segments: tuple[SegmentEntry, ...]
+    vocabulary_size: int
+    passages: int
+    metadata: Mapping[str, Any]
+
+    @property
+    def uri(self) -> str:
+        """Where the version's manifest lies."""
+        return f"{self.root.rstrip('/')}/{_manifest_key(self.name, self.version)}"
+
+    def fetch(self, segment: SegmentEntry) -> Path:
+        """Return a local, read-only file of the segment, verified once a process. Raises CorruptObjectError if damaged."""
+        return default_cache().fetch(open_store(self.root), segment.key, segment.size, segment.sha256)
+
+    def open_statistics(self) -> bytes | None:
+        """Return the collection statistics of a lexical index, verified; None for encoders that need none."""
+        fields = self.metadata.get(_STATISTICS)
+        if fields is None:
+            return None
+        part = Part.from_json(fields)
+        return default_cache().fetch(open_store(self.root), part.key, part.size, part.sha256).read_bytes()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the version as a dictionary that JSON can hold."""
+        fields = {spot.name: getattr(self, spot.name) for spot in dataclasses.fields(self)}
+        return {
+            **fields,
+            "segments": [dataclasses.asdict(segment) for segment in self.segments],
+            "metadata": dict(self.metadata),
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> IndexVersion:
+        """Return the version that `to_json` described; further fields are ignored."""
+        known = {spot.name: fields[spot.name] for spot in dataclasses.fields(cls)}
+        known["segments"] = tuple(SegmentEntry(**segment) for segment in fields["segments"])
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class IndexWriter:
+    """Builds one version: many workers put segments at once, one commits. Picklable."""
+
+    root: str
+    name: str
+    fingerprint: str
+
+    @property
+    def _segments(self) -> PartLedger:
+        folder = f"indexes/{self.name}"
+        return PartLedger(
+            self.root, f"{folder}/segments/{self.fingerprint[:16]}", f"{folder}/receipts/{self.fingerprint[:16]}"
+        )
+
+    @property
+    def _statistics(self) -> PartLedger:
+        """Statistics have a ledger of their own, so that no segment can take their name."""
+        folder = f"indexes/{self.name}/statistics/{self.fingerprint[:16]}"
+        return PartLedger(self.root, folder, f"{folder}/receipts")
+
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """Return the receipts of the segments that need not be built again, by name (see `put_segment`)."""
+        return {name: _receipt(part) for name, part in self._segments.finished().items()}
+
+    def put_segment(
+        self, name: str, path: Path, passages: int, postings: int, counters: Mapping[str, float] | None = None
+    ) -> dict[str, Any]:
+        """Store a segment file and return the receipt that counts: this one's, or of whoever had stored the name before.
+
+        The receipt is a JSON-able dictionary: name, key, size, sha256, passages, postings, counters. The file stays the
+        caller's. Raises CorruptObjectError when the store holds other bytes under this content's name.
+        """
+        part = self._segments.put(name, path, path.suffix, passages, {**(counters or {}), "postings": postings})
+        return _receipt(part)
+
+    def put_statistics(self, content: bytes) -> Part:
+        """Store the collection statistics (safetensors) and return their part, for metadata["statistics"]."""
+        return self._statistics.put(_STATISTICS, content, ".safetensors", 0, {})
+
+    def find_statistics(self) -> tuple[Part, bytes] | None:
+        """Return the statistics that an earlier, unfinished run stored, with their bytes; None when there are none."""
+        part = self._statistics.find(_STATISTICS)
+        if part is None:
+            return None
+        return part, default_cache().fetch(open_store(self.root), part.key, part.size, part.sha256).read_bytes()
+
+    def commit(self, segment_names: Sequence[str], vocabulary_size: int, metadata: Mapping[str, Any]) -> IndexVersion:
+        """Publish the segments as the next version, in this order, make it current, and return it.
+
+        A version with the same fingerprint is returned instead of a second one. Raises StorageError when a segment is
+        missing.
+        """
+        # Listed once: a twin that commits after this listing is met at the number that both then try to take.
+        numbers = _version_numbers(self.root, self.name)
+        version = _newest_with(self.root, self.name, numbers, self.fingerprint)
+        if version is None:
+            parts = chosen_parts(self._segments.finished(), segment_names, f"{self.root}/indexes/{self.name}")
+            version = self._publish(max(numbers, default=0) + 1, _numbered(parts), vocabulary_size, metadata)
+        make_current(version)
+        return version
+
+    def _publish(
+        self, number: int, segments: tuple[SegmentEntry, ...], vocabulary_size: int, metadata: Mapping[str, Any]
+    ) -> IndexVersion:
+        """Take the first version number that is free, from `number` on; a twin with our fingerprint has done our work."""
+        store = open_store(self.root)
+        while True:
+            version = IndexVersion(
+                root=self.root,
+                name=self.name,
+                version=number,
+                fingerprint=self.fingerprint,
+                segments=segments,
+                vocabulary_size=vocabulary_size,
+                passages=sum(segment.passages for segment in segments),
+                metadata=dict(metadata),
+            )
+            # The operation id makes the bytes ours alone: a lost answer is not mistaken for another writer's commit.
+            store.put_if_absent(_manifest_key(self.name, number), sealed({**version.to_json(), **_origin()}))
+            published = load_version(self.root, self.name, number)
+            if published.fingerprint == self.fingerprint:
+                return published
+            number += 1
+
+
+def find_version(root: str, name: str, fingerprint: str) -> IndexVersion | None:
+    """Return the newest version with this fingerprint, or None."""
+    return _newest_with(root, name, _version_numbers(root, name), fingerprint)
+
+
+def _newest_with(root: str, name: str, numbers: Sequence[int], fingerprint: str) -> IndexVersion | None:
+    for number in sorted(numbers, reverse=True):
+        version = load_version(root, name, number)
+        if version.fingerprint == fingerprint:
+            return version
+    return None
+
+
+def current_version(root: str, name: str) -> IndexVersion:
+    """Return the version that CURRENT names. Raises StorageError when the index was never published."""
+    store, key = open_store(root), _current_key(name)
+    if store.info(key) is None:
+        raise StorageError(
+            f"{store.root}/indexes/{name} holds no published index; run the index stage, or check root and name"
+        )
+    return load_version(root, name, int(unsealed(store.read(key), f"{store.root}/{key}")["version"]))
+
+
+def load_version(root: str, name: str, version: int) -> IndexVersion:
+    """Return one version by number. Raises StorageError when there is none, CorruptObjectError when it is damaged."""
+    store, key = open_store(root), _manifest_key(name, version)
+    if store.info(key) is None:
+        raise StorageError(
+            f"{store.root}/indexes/{name} has no version {version}; its manifests folder shows those there are"
+        )
+    # The root is the one it was found under, so that a copied or moved run root still works.
+    return IndexVersion.from_json({**unsealed(store.read(key), f"{store.root}/{key}"), "root": root})
+
+
+def make_current(version: IndexVersion, older: bool = False) -> None:
+    """Let CURRENT name this version, unless a later one was current before (then only with `older`, a rollback).
+
+    CURRENT remembers the highest version it ever named, so that repeating an old job neither undoes a rollback nor
+    replaces a newer index, while a crash between manifest and CURRENT is made good by the next commit. Raises
+    StorageError when other writers keep moving CURRENT.
+    """
+    store, key = open_store(version.root), _current_key(version.name)
+    for swap in range(_SWAPS):
+        found = store.info(key)  # before reading: if the object moves in between, the swap is refused
+        highest = 0
+        if found is not None:
+            named = unsealed(store.read(key), f"{store.root}/{key}")
+            highest = int(named["highest"])
+            if int(named["version"]) == version.version or (highest >= version.version and not older):
+                return
+        moved = {"version": version.version, "highest": max(highest, version.version), **_origin()}
+        if store.compare_and_swap(key, sealed(moved), found.etag if found else None):
+            return
+        time.sleep(random.uniform(0, 0.01 * (swap + 1)))
+    raise StorageError(
+        f"{store.root}/{key} kept moving during {_SWAPS} tries; stop other writers of this index and run again"
+    )
+
+
+def _numbered(parts: Sequence[Part]) -> tuple[SegmentEntry, ...]:
+    """Return the segments with passage numbers that go on from one to the next."""
+    segments: list[SegmentEntry] = []
+    first = 0
+    for part in parts:
+        postings = int(part.counters["postings"])
+        segments.append(SegmentEntry(part.name, part.key, part.size, part.sha256, part.rows, first, postings))
+        first += part.rows
+    return tuple(segments)
+
+
+def _receipt(part: Part) -> dict[str, Any]:
+    fields = part.to_json()
+    passages, postings = fields.pop("rows"), int(fields["counters"].pop("postings"))
+    return {**fields, "passages": passages, "postings": postings}
+
+
+def _origin() -> dict[str, Any]:
+    return {
+        "operation_id": uuid.uuid4().hex,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "tool_versions": tool_versions(),
+    }
+
+
+def _manifest_key(name: str, version: int) -> str:
+    return f"indexes/{name}/manifests/{version:08d}.json"
+
+
+def _current_key(name: str) -> str:
+    return f"indexes/{name}/CURRENT"
+
+
+def _version_numbers(root: str, name: str) -> list[int]:
+    prefix = f"indexes/{name}/manifests/"
+    stems = (info.key[len(prefix) :].removesuffix(".json") for info in open_store(root).list(prefix))
+    return [int(stem) for stem in stems if stem.isdigit()]

@@ -1,0 +1,367 @@
+"""The segment: one immutable file with the vectors, postings and ids of a run of passages, read through memory maps.
+
+Here live the format, its writer and its reader. Searching is in `search`, publishing a set of segments in `publish`.
+
+Format, version 1: a safetensors file (any safetensors reader opens it). All numbers are little-endian.
+
+    8 bytes           uint64, length H of the header
+    H bytes           JSON header, padded with spaces so that 8 + H is a multiple of 8
+    the rest          arrays one after another without gaps, in the order below, widest type first, so that
+                      each begins at a multiple of its item size
+
+With P passages numbered 0..P-1, V terms, N entries (passage, term, impact), B blocks of 128 postings:
+
+    row_offsets       I64 [P + 1]   passage p owns row_offsets[p]:row_offsets[p + 1] of terms and impacts
+    term_offsets      I64 [V + 1]   term t owns that slice of posting_passages and posting_impacts
+    block_offsets     I64 [V + 1]   term t owns that slice of block_maxima
+    id_offsets        I64 [P + 1]   passage p owns that slice of id_bytes
+    id_order          U32 [P]       passage numbers in ascending order of their ids' UTF-8 bytes
+    posting_passages  U32 [N]       ascending within a term
+    terms             U16 [N] where V <= 65,536, else U32 [N]; ascending within a passage
+    impacts           F32, F16 or U8 [N]; forward order (by passage, then term)
+    posting_impacts   same type [N]; by term, then passage
+    block_maxima      same type [B]; largest impact of each 128 successive postings of a term
+    id_bytes          U8            UTF-8 of all passage ids, joined without separators
+
+(Wider `terms` or `impacts` move up among the arrays of their width; the header gives every offset.) The header's
+`__metadata__`, strings as safetensors asks: format "raydistill-segment", format_version "1", passages, postings,
+vocabulary_size, impacts ("f32", "f16" or "u8"), scale, block ("128"). The impact of a stored value is value * scale in
+float32; scale is "1.0" but for u8, where it is the largest impact of the segment / 255. The file holds no checksum of
+its own: its SHA-256 stands in the manifest that names it. Equal input gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raydistill.encoders.batch import SparseBatch
+from raydistill.errors import CorruptObjectError, DataError
+from raydistill.index.compiled import compiled
+from raydistill.index.postings import BLOCK, Postings, invert
+
+Impacts = Literal["f32", "f16", "u8"]
+
+FORMAT = "raydistill-segment"
+FORMAT_VERSION = 1
+_DTYPES = {"I64": "<i8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "F32": "<f4", "F16": "<f2"}
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+_ARRAYS = (
+    "row_offsets",
+    "term_offsets",
+    "block_offsets",
+    "id_offsets",
+    "id_order",
+    "posting_passages",
+    "terms",
+    "impacts",
+    "posting_impacts",
+    "block_maxima",
+    "id_bytes",
+)
+_LARGEST_F16 = 65504.0
+_SMALLEST_F16 = np.float32(2.0**-24)
+_MAX_HEADER_BYTES = 1 << 20
+_NEEDED_METADATA = ("passages", "postings", "vocabulary_size", "impacts", "scale", "block")
+
+
+def write_segment(path: Path, vectors: SparseBatch, passage_ids: Sequence[str], impacts: Impacts) -> None:
+    """Write the segment of some passages; the same input always gives the same bytes.
+
+    Memory: about twice the forward vectors, for the inversion.
+
+    Args:
+        path: file to create or overwrite.
+        vectors: one row a passage. Passages without any term are allowed; they are never found by a search.
+        passage_ids: one id a row, distinct.
+        impacts: stored precision. f16 rounds to 11 significant bits, u8 to 255 equal steps up to the segment's
+            largest impact. No stored impact becomes 0: the smallest representable one takes its place.
+
+    Raises:
+        DataError: ids repeat or do not match the rows, or an impact exceeds what f16 can hold.
+    """
+    if len(passage_ids) != len(vectors):
+        raise DataError(f"segment {path.name}: {len(vectors)} vectors but {len(passage_ids)} passage ids; they must match")
+    if len(vectors) >= 2**32:
+        raise DataError(f"segment {path.name}: {len(vectors)} passages exceed 2^32 - 1; lower index.passages_per_segment")
+    _check_vectors(vectors, path)
+    stored, scale = _quantised(vectors.weights, impacts, path)
+    terms = vectors.term_ids.astype(np.uint16 if vectors.vocabulary_size <= 65536 else np.uint32)
+    row_offsets = np.ascontiguousarray(vectors.indptr, dtype=np.int64)
+    postings = invert(row_offsets, terms, stored, vectors.vocabulary_size)
+    arrays = {
+        "row_offsets": row_offsets,
+        "terms": terms,
+        "impacts": stored,
+        **_posting_arrays(postings),
+        **_id_arrays(passage_ids, path),
+    }
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "passages": str(len(vectors)),
+        "postings": str(vectors.nnz),
+        "vocabulary_size": str(vectors.vocabulary_size),
+        "impacts": impacts,
+        "scale": repr(float(scale)),
+        "block": str(BLOCK),
+    }
+    _write_arrays(path, arrays, metadata)
+
+
+def _check_vectors(vectors: SparseBatch, path: Path) -> None:
+    # The compiled loops do not check bounds, and one NaN would poison every score of its passage.
+    if not vectors.nnz:
+        return
+    if vectors.term_ids.min() < 0 or vectors.term_ids.max() >= vectors.vocabulary_size:
+        raise DataError(f"segment {path.name}: a term id lies outside the vocabulary of {vectors.vocabulary_size} terms")
+    if not (vectors.weights.min() > 0 and np.isfinite(vectors.weights.max())):
+        raise DataError(f"segment {path.name}: impacts must be finite and > 0; the document encoder gave others")
+
+
+def _quantised(weights: NDArray[np.float32], impacts: Impacts, path: Path) -> tuple[NDArray[Any], float]:
+    """Return the stored values of float32 impacts and the factor that turns them back."""
+    if impacts == "f32" or not len(weights):
+        return weights.astype({"f32": np.float32, "f16": np.float16, "u8": np.uint8}[impacts]), 1.0
+    largest = float(weights.max())
+    if impacts == "f16":
+        if largest > _LARGEST_F16:
+            raise DataError(
+                f"segment {path.name}: an impact of {largest:g} exceeds the largest f16 number (65504); "
+                "set index.impacts to f32 or u8"
+            )
+        return np.maximum(weights, _SMALLEST_F16).astype(np.float16), 1.0
+    scale = max(np.float32(largest / 255.0), np.finfo(np.float32).tiny)
+    return np.clip(np.rint(weights / scale), 1, 255).astype(np.uint8), float(scale)
+
+
+def _posting_arrays(postings: Postings) -> dict[str, NDArray[Any]]:
+    return {
+        "term_offsets": postings.term_offsets,
+        "posting_passages": postings.passages,
+        "posting_impacts": postings.impacts,
+        "block_offsets": postings.block_offsets,
+        "block_maxima": postings.block_maxima,
+    }
+
+
+def _id_arrays(passage_ids: Sequence[str], path: Path) -> dict[str, NDArray[Any]]:
+    encoded = [passage_id.encode() for passage_id in passage_ids]
+    order = sorted(range(len(encoded)), key=encoded.__getitem__)
+    for before, after in pairwise(order):
+        if encoded[before] == encoded[after]:
+            raise DataError(
+                f"segment {path.name}: passage id {passage_ids[before]!r} occurs twice, in rows {before} and {after}; "
+                "every passage needs an id of its own"
+            )
+    offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
+    np.cumsum([len(content) for content in encoded], out=offsets[1:])
+    return {
+        "id_offsets": offsets,
+        "id_bytes": np.frombuffer(b"".join(encoded), dtype=np.uint8),
+        "id_order": np.asarray(order, dtype=np.uint32),
+    }
+
+
+def _write_arrays(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> None:
+    """Write a safetensors file: arrays widest first, then in the order of `_ARRAYS`; keys of the header likewise."""
+    names = sorted(_ARRAYS, key=lambda name: -arrays[name].dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name in names:
+        array = arrays[name]
+        dtype = _NAMES[array.dtype.newbyteorder("<")]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
+        end += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in names:
+            array = arrays[name]
+            array.astype(array.dtype.newbyteorder("<"), copy=False).tofile(file)
+
+
+class Segment:
+    """A segment file opened for reading; arrays are read-only views of one memory map and load on first touch.
+
+    Attributes (P passages, V terms, N entries; types as in the module's format):
+        passages, postings, vocabulary_size: P, N, V.
+        impact_type: "f32", "f16" or "u8".
+        scale: float; impact = stored value * scale.
+        row_offsets, terms, impacts: forward vectors.
+        term_offsets, posting_passages, posting_impacts, block_offsets, block_maxima: postings.
+        id_offsets, id_bytes, id_order: external ids.
+    """
+
+    row_offsets: NDArray[np.int64]
+    term_offsets: NDArray[np.int64]
+    block_offsets: NDArray[np.int64]
+    id_offsets: NDArray[np.int64]
+    id_order: NDArray[np.uint32]
+    posting_passages: NDArray[np.uint32]
+    terms: NDArray[Any]
+    impacts: NDArray[Any]
+    posting_impacts: NDArray[Any]
+    block_maxima: NDArray[Any]
+    id_bytes: NDArray[np.uint8]
+
+    def __init__(self, path: Path) -> None:
+        """Open the file. Raises CorruptObjectError when it is truncated, no segment, or of an unknown version."""
+        self.path = path
+        metadata, arrays = _read_arrays(path)
+        self.passages = int(metadata["passages"])
+        self.postings = int(metadata["postings"])
+        self.vocabulary_size = int(metadata["vocabulary_size"])
+        self.impact_type = cast(Impacts, metadata["impacts"])
+        self.scale = float(metadata["scale"])
+        self.block = int(metadata["block"])
+        for name in _ARRAYS:
+            setattr(self, name, arrays[name])
+        self._check()
+        self._decoding = _decoding_table(self.impact_type, self.scale)
+
+    def _check(self) -> None:
+        lengths = {
+            "row_offsets": self.passages + 1,
+            "id_offsets": self.passages + 1,
+            "id_order": self.passages,
+            "term_offsets": self.vocabulary_size + 1,
+            "block_offsets": self.vocabulary_size + 1,
+            "terms": self.postings,
+            "impacts": self.postings,
+            "posting_passages": self.postings,
+            "posting_impacts": self.postings,
+            "block_maxima": int(self.block_offsets[-1]) if len(self.block_offsets) else 0,
+            "id_bytes": int(self.id_offsets[-1]) if len(self.id_offsets) else 0,
+        }
+        for name, length in lengths.items():
+            if len(getattr(self, name)) != length:
+                raise _corrupt(self.path, f"array {name} has {len(getattr(self, name))} items instead of {length}")
+        if self.row_offsets[-1] != self.postings or self.term_offsets[-1] != self.postings:
+            raise _corrupt(self.path, f"its offsets do not end at {self.postings} postings")
+
+    @property
+    def decoding(self) -> NDArray[np.float32] | None:
+        """Impact of every stored value: float32 [65536] by the bits of an f16, float32 [256] of a u8, None for f32."""
+        return self._decoding
+
+    def codes(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Return stored impacts as what indexes `decoding` (f16 as its uint16 bits), or as they are for f32; no copy."""
+        return stored.view(np.uint16) if self.impact_type == "f16" else stored
+
+    def passage_id(self, number: int) -> str:
+        """Return the external id of a passage, by its number within the segment."""
+        start, stop = int(self.id_offsets[number]), int(self.id_offsets[number + 1])
+        return self.id_bytes[start:stop].tobytes().decode()
+
+    def find(self, passage_id: str) -> int:
+        """Return the number of the passage with this id, or -1."""
+        return int(self.find_all([passage_id])[0])
+
+    def find_all(self, passage_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Return the numbers of passages by id, int64 [len(passage_ids)], -1 where unknown; O(log P) each."""
+        wanted = [passage_id.encode() for passage_id in passage_ids]
+        offsets = np.zeros(len(wanted) + 1, dtype=np.int64)
+        np.cumsum([len(content) for content in wanted], out=offsets[1:])
+        packed = np.frombuffer(b"".join(wanted), dtype=np.uint8)
+        numbers = np.empty(len(wanted), dtype=np.int64)
+        _binary_search(self.id_offsets, self.id_bytes, self.id_order, offsets, packed, numbers)
+        return numbers
+
+
+def _decoding_table(impact_type: Impacts, scale: float) -> NDArray[np.float32] | None:
+    if impact_type == "f32":
+        return None
+    if impact_type == "f16":
+        with np.errstate(invalid="ignore"):
+            return np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
+    return np.arange(256, dtype=np.float32) * np.float32(scale)
+
+
+def _read_arrays(path: Path) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """Return the metadata and memory-mapped arrays of a segment file, checked as far as the header tells."""
+    size = path.stat().st_size
+    if size < 8:
+        raise _corrupt(path, f"it has {size} bytes")
+    content = np.memmap(path, dtype=np.uint8, mode="r")
+    length = int.from_bytes(content[:8].tobytes(), "little")
+    if length > min(_MAX_HEADER_BYTES, size - 8):
+        raise _corrupt(path, f"its header claims {length} bytes")
+    try:
+        header = json.loads(content[8 : 8 + length].tobytes())
+        metadata = header.pop("__metadata__")
+        found, version = metadata.get("format"), metadata.get("format_version")
+        ends = [entry["data_offsets"][1] for entry in header.values()]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise _corrupt(path, "its header cannot be read") from None
+    if found != FORMAT:
+        raise _corrupt(path, f"it calls itself {found!r}, not {FORMAT!r}")
+    if version != str(FORMAT_VERSION):
+        raise CorruptObjectError(
+            f"segment {path}: format version {version!r} is unknown; this release reads version {FORMAT_VERSION}. "
+            "Rebuild the index or use the release that wrote it"
+        )
+    if size != 8 + length + max(ends, default=0):
+        raise _corrupt(path, f"it has {size} bytes but its header describes {8 + length + max(ends, default=0)}")
+    missing = [name for name in _NEEDED_METADATA if name not in metadata] + [name for name in _ARRAYS if name not in header]
+    if missing:
+        raise _corrupt(path, f"it lacks {', '.join(missing)}")
+    try:
+        data = np.asarray(content)[8 + length :]
+        return metadata, {name: _view(data, header[name]) for name in _ARRAYS}
+    except (ValueError, KeyError, TypeError):
+        raise _corrupt(path, "its arrays do not match their description") from None
+
+
+def _view(data: NDArray[np.uint8], entry: dict[str, Any]) -> NDArray[Any]:
+    start, stop = entry["data_offsets"]
+    dtype = np.dtype(_DTYPES[entry["dtype"]])
+    if start < 0 or stop - start != dtype.itemsize * math.prod(entry["shape"]) or start % dtype.itemsize:
+        raise ValueError("offsets")
+    return data[start:stop].view(dtype).reshape(entry["shape"])
+
+
+def _corrupt(path: Path, why: str) -> CorruptObjectError:
+    return CorruptObjectError(
+        f"segment {path} is damaged or not a segment: {why}; delete the local copy so that it is fetched again, "
+        "or rebuild the index"
+    )
+
+
+@compiled
+def _binary_search(id_offsets, id_bytes, id_order, offsets, wanted, numbers):  # type: ignore[no-untyped-def]
+    for query in range(len(offsets) - 1):
+        numbers[query] = -1
+        low = 0
+        high = len(id_order)
+        while low < high:
+            middle = (low + high) // 2
+            passage = id_order[middle]
+            start = id_offsets[passage]
+            length = id_offsets[passage + 1] - start
+            sought = offsets[query + 1] - offsets[query]
+            order = 0
+            for place in range(min(length, sought)):
+                left = id_bytes[start + place]
+                right = wanted[offsets[query] + place]
+                if left != right:
+                    order = -1 if left < right else 1
+                    break
+            if order == 0 and length != sought:
+                order = -1 if length < sought else 1
+            if order == 0:
+                numbers[query] = passage
+                break
+            if order < 0:
+                low = middle + 1
+            else:
+                high = middle
