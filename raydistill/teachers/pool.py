@@ -1,0 +1,267 @@
+"""The teach stage on Ray: a teacher's rewrites of all queries as one artifact. What a rewrite is lives in `rewriting`.
+
+A part is named by the range of queries it holds, so a resubmitted job finds finished parts whatever was changed in the
+number of workers; a range cut differently is made anew, out of the generation cache.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from raydistill.actor_pool import map_shards
+from raydistill.config import RecordedTeacherConfig, TeacherConfig, TransformersTeacherConfig
+from raydistill.conversations.records import ConversationalQuery, Turn
+from raydistill.errors import DataError, TeacherError
+from raydistill.model_source import model_identity
+from raydistill.progress import track
+from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
+from raydistill.storage.files import input_fingerprint
+from raydistill.storage.parts import Part
+from raydistill.teachers.cache import EngineIdentity, GenerationCache
+from raydistill.teachers.engine import Engine, Failure, Generation, Sampling
+from raydistill.teachers.prompts import find_template
+from raydistill.teachers.recorded import read_recorded
+from raydistill.teachers.rewriting import (
+    Rewrite,
+    Rewriter,
+    RewriteRequest,
+    recorded_row,
+    rewrite_table,
+    row_counters,
+)
+
+logger = logging.getLogger("raydistill")
+
+KIND = "rewrites"
+_FORMAT_VERSION = 1
+_RECORDED_ROWS_PER_PART = 10_000
+
+
+def teach(teacher: TeacherConfig, queries: Sequence[ConversationalQuery], queries_fingerprint: str, root: str) -> Artifact:
+    """Return the committed artifact of kind "rewrites" that holds one row a query, in the order of the queries.
+
+    Parquet columns are those of `raydistill.teachers.rewriting.REWRITE_SCHEMA`; the manifest's metadata holds the
+    teacher's settings and the counts (queries, failed, failed.{reason}, and for language models cached, retried, recovered,
+    prompt_tokens, generated_tokens). Finished parts and cached generations of earlier tries are used.
+
+    Args:
+        queries: every query once.
+        queries_fingerprint: of everything that decides the queries.
+        root: run root URI.
+
+    Raises:
+        TeacherError: the model cannot be loaded, or not one rewrite came out.
+        DataError: a malformed file of recorded rewrites, or one that knows none of the queries.
+        ResourceError: the cluster cannot hold the workers.
+    """
+    artifact = rewrites_artifact(teacher, queries_fingerprint, root)
+    if artifact.find_manifest() is not None:
+        return artifact
+    if isinstance(teacher, RecordedTeacherConfig):
+        parts = _recorded_parts(teacher, queries, artifact)
+        extra: dict[str, Any] = {"source": teacher.rewrites}
+    else:
+        parts = _generated_parts(teacher, queries, artifact)
+        extra = {"model": teacher.model, "revision": teacher.revision, "prompt": teacher.prompt}
+    counts = _summed([part.counters for part in parts])
+    if queries and counts["failed"] == counts["queries"]:
+        raise TeacherError(
+            f"teacher {teacher.name} failed on all {len(queries)} queries ({_reasons(counts)}; first: "
+            f"{_first_raw(artifact, parts[0])!r}); correct its prompt, model or budgets"
+        )
+    if counts["failed"]:
+        logger.warning(
+            "teacher %s: %d of %d rewrites failed (%s); the last utterance stands in",
+            teacher.name,
+            counts["failed"],
+            counts["queries"],
+            _reasons(counts),
+        )
+    ArtifactWriter(artifact).commit([part.name for part in parts], {"engine": teacher.engine, **extra, "counts": counts})
+    return artifact
+
+
+def rewrites_artifact(teacher: TeacherConfig, queries_fingerprint: str, root: str) -> Artifact:
+    """Return the address of a teacher's rewrites, computed or not; reads its file or folder to know their content."""
+    if isinstance(teacher, RecordedTeacherConfig):
+        source = input_fingerprint([teacher.rewrites])
+    else:
+        find_template(teacher.prompt)
+        source = _identity(teacher).key
+    inputs = {"queries": queries_fingerprint, "teacher": source}
+    # Where a file or folder lies does not change what is in it.
+    settings = teacher.model_copy(update={"rewrites" if isinstance(teacher, RecordedTeacherConfig) else "model": ""})
+    return Artifact(root, KIND, teacher.name, fingerprint(KIND, _FORMAT_VERSION, settings, inputs))
+
+
+def _recorded_parts(
+    teacher: RecordedTeacherConfig, queries: Sequence[ConversationalQuery], artifact: Artifact
+) -> list[Part]:
+    texts = read_recorded(teacher.rewrites)
+    if queries and not any(query.query_id in texts for query in queries):
+        raise DataError(
+            f"{teacher.rewrites}: none of its ids is the id of a query (queries are named like {queries[0].query_id!r}, the "
+            f"file's like {next(iter(texts))!r}); check that rewrites and conversations belong together"
+        )
+    parts = []
+    for start, stop in _ranges(len(queries), _RECORDED_ROWS_PER_PART):
+        rows = [recorded_row(query.query_id, query.question, texts) for query in queries[start:stop]]
+        parts.append(_put(artifact, start, stop, rows, row_counters(rows)))
+    return parts
+
+
+def _generated_parts(
+    teacher: TransformersTeacherConfig, queries: Sequence[ConversationalQuery], artifact: Artifact
+) -> list[Part]:
+    ranges = _ranges(len(queries), teacher.turns_per_task)
+    finished = ArtifactWriter(artifact).finished()
+    waiting = [each for each in ranges if _part_name(*each) not in finished]
+    specs = [_spec(start, stop, queries[start:stop], teacher.history_turns) for start, stop in waiting]
+    arguments = {
+        "teacher": teacher.model_dump(mode="json"),
+        "artifact": artifact.to_json(),
+        "identity": _identity(teacher),
+    }
+    parts = {name: finished[name] for name in (_part_name(*each) for each in ranges) if name in finished}
+    with track(f"teach {teacher.name}", len(queries), "turns") as advance:
+        advance(sum(part.rows for part in parts.values()))
+        for receipt in map_shards(specs, RewriteWorker, arguments, teacher.workers, f"teachers[{teacher.name}]"):
+            part = Part.from_json(receipt)
+            parts[part.name] = part
+            advance(part.rows)
+    return [parts[_part_name(*each)] for each in ranges]
+
+
+class RewriteWorker:
+    """One actor's share: rewrites ranges of queries and stores each as a part; loads the model at the first cache miss."""
+
+    def __init__(self, teacher: Mapping[str, Any], artifact: Mapping[str, str], identity: EngineIdentity) -> None:
+        self._teacher = TransformersTeacherConfig.model_validate(teacher)
+        self._artifact = Artifact.from_json(artifact)
+        self._identity = identity
+
+    def __call__(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Rewrite the range and return its part. Raises TeacherError when nothing can be loaded or answered."""
+        rows, counters = self._rewriter.rewrite(_requests(spec))
+        if len(rows) > 1 and counters.get(f"failed.{Failure.ENGINE_ERROR.value}") == len(rows):
+            # Stored, this would be taken for finished by every later try.
+            raise TeacherError(
+                f"teacher {self._teacher.name} could answer none of {len(rows)} prompts ({rows[0].raw}); correct its model, "
+                "dtype or budgets, or give its workers more memory"
+            )
+        return _put(self._artifact, spec["start"], spec["stop"], rows, counters).to_json()
+
+    @cached_property
+    def _rewriter(self) -> Rewriter:
+        # Not in the constructor: an error of a Ray actor's constructor does not reach the driver as a sentence.
+        import torch
+
+        from raydistill.teachers.transformers_engine import ModelTokenizer, model_positions
+
+        config = self._teacher
+        torch.set_num_threads(max(1, int(config.workers.cpus)))
+        budget = config.max_prompt_tokens
+        positions, shared = model_positions(config.model, config.revision, config.trust_remote_code)
+        if positions:
+            # Rather show fewer turns than hand the model a prompt that it cannot take.
+            budget = max(1, min(budget, positions - (config.max_new_tokens if shared else 0)))
+        tokenizer = ModelTokenizer(config.model, config.revision, config.trust_remote_code)
+        return Rewriter(
+            engine=_LazyEngine(config, tokenizer),
+            tokenizer=tokenizer,
+            cache=GenerationCache(self._artifact.root, self._identity),
+            template=find_template(config.prompt),
+            history_turns=config.history_turns,
+            max_prompt_tokens=budget,
+            sampling=Sampling(config.max_new_tokens, config.num_beams, config.temperature),
+        )
+
+
+class _LazyEngine:
+    """The transformers engine, loaded when there is something to generate."""
+
+    def __init__(self, config: TransformersTeacherConfig, tokenizer: Any) -> None:
+        self._config, self._tokenizer = config, tokenizer
+
+    def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Generation]:
+        """Generate with the loaded engine."""
+        return self._engine.generate(prompts, sampling)
+
+    @cached_property
+    def _engine(self) -> Engine:
+        from raydistill.teachers.transformers_engine import TransformersEngine
+
+        config = self._config
+        return TransformersEngine(
+            config.model,
+            self._tokenizer,
+            revision=config.revision,
+            dtype=config.dtype,
+            batch_tokens=config.batch_tokens,
+            stop_at_newline=find_template(config.prompt).stop_at_newline,
+            trust_remote_code=config.trust_remote_code,
+            device=None if config.workers.gpus else "cpu",
+        )
+
+
+def _identity(teacher: TransformersTeacherConfig) -> EngineIdentity:
+    model = model_identity(teacher.model, teacher.revision, field=f"teachers.{teacher.name}.model")
+    return EngineIdentity(model, teacher.dtype)
+
+
+def _spec(start: int, stop: int, queries: Sequence[ConversationalQuery], history_turns: int) -> dict[str, Any]:
+    """Return a range of queries as JSON, every turn of its conversations written once however many histories show it."""
+    turns: list[list[str]] = []
+    numbers: dict[Turn, int] = {}
+    rows = []
+    for query in queries:
+        shown = query.history[max(0, len(query.history) - history_turns) :]
+        for turn in shown:
+            if turn not in numbers:
+                numbers[turn] = len(turns)
+                turns.append([turn.question, turn.answer])
+        rows.append([query.query_id, query.question, [numbers[turn] for turn in shown]])
+    return {"start": start, "stop": stop, "turns": turns, "queries": rows}
+
+
+def _requests(spec: Mapping[str, Any]) -> list[RewriteRequest]:
+    turns = [(question, answer) for question, answer in spec["turns"]]
+    return [
+        RewriteRequest(query_id, question, tuple(turns[n] for n in history))
+        for query_id, question, history in spec["queries"]
+    ]
+
+
+def _put(artifact: Artifact, start: int, stop: int, rows: list[Rewrite], counters: Mapping[str, float]) -> Part:
+    buffer = io.BytesIO()
+    pq.write_table(rewrite_table(rows), buffer, compression="zstd")
+    return ArtifactWriter(artifact).put_part(_part_name(start, stop), buffer.getvalue(), ".parquet", len(rows), counters)
+
+
+def _ranges(count: int, size: int) -> list[tuple[int, int]]:
+    return [(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _part_name(start: int, stop: int) -> str:
+    return f"queries-{start:09d}-{stop:09d}"
+
+
+def _summed(counters: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(["queries", "failed", *(name for each in counters for name in each)])
+    return {name: sum(each.get(name, 0) for each in counters) for name in names}
+
+
+def _reasons(counts: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{name.removeprefix('failed.')} {count:g}" for name, count in counts.items() if name.startswith("failed.")
+    )
+
+
+def _first_raw(artifact: Artifact, part: Part) -> str:
+    return str(pq.read_table(artifact.fetch(part), columns=["raw"])["raw"][0].as_py())[:200]
