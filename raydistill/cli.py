@@ -1,0 +1,92 @@
+"""The command line: thin, one sub-command a stage plus the chain and the demo. Every mistake ends in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from raydistill import __version__
+from raydistill.config_loading import load_config
+from raydistill.errors import RaydistillError
+
+STAGES = {
+    "teach": "rewrite every turn with every teacher",
+    "index": "encode the corpus into a sparse index",
+    "score": "mine candidates and score them by every teacher",
+    "train": "distil the student",
+    "evaluate": "measure student, teachers and baselines, and write the report",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0 done, 1 a problem that was explained, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    for noisy in ("httpx", "botocore", "datasets", "ray.data", "numba"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return int(options.command(options))
+    except RaydistillError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escaped(error)}", highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; submit the same command again to continue")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="raydistill", description="Distil LLM query rewriting into a sparse conversational retriever, on Ray."
+    )
+    parser.add_argument("--version", action="version", version=f"raydistill {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    chain = commands.add_parser("distill", help="run the whole chain: " + ", ".join(STAGES))
+    _add_config_arguments(chain, until=list(STAGES)[-1])
+    for stage, summary in STAGES.items():
+        _add_config_arguments(commands.add_parser(stage, help=summary), until=stage)
+    demo = commands.add_parser("demo", help="run the whole chain offline on a small generated world, in minutes on a laptop")
+    demo.add_argument("--seed", type=int, default=7, help="another seed gives another world (default: 7)")
+    demo.add_argument(
+        "--folder", type=Path, default=Path("runs/demo"), help="where data and results go (default: runs/demo)"
+    )
+    demo.set_defaults(command=_run_demo)
+    return parser
+
+
+def _add_config_arguments(parser: argparse.ArgumentParser, until: str) -> None:
+    parser.add_argument("--config", required=True, help="YAML file; see jobs/configs")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="changes to the configuration")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, be skipped or is missing; run nothing")
+    parser.set_defaults(command=_run_stages, until=until)
+
+
+def _run_stages(options: argparse.Namespace) -> int:
+    from raydistill.pipeline import run
+
+    run(load_config(options.config, options.overrides), until=options.until, dry_run=options.dry_run)
+    return 0
+
+
+def _run_demo(options: argparse.Namespace) -> int:
+    from raydistill.demo.run import prepare_demo
+    from raydistill.pipeline import run
+
+    folder = options.folder.expanduser().resolve() / f"seed-{options.seed}"
+    config = prepare_demo(folder / "data", str(folder / "root"), options.seed)
+    run(config, until=list(STAGES)[-1])
+    return 0
+
+
+def _escaped(error: Exception) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""The dry run: what a submission would run, skip or miss, told without starting Ray or computing anything."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from raydistill.config import DistillConfig, WorkerConfig
+from raydistill.errors import RaydistillError
+from raydistill.pipeline import STAGES, Chain
+from raydistill.storage.files import input_files
+from raydistill.teachers.pool import rewrites_artifact
+
+
+def print_plan(chain: Chain, until: str) -> None:
+    """Print inputs, stages and resources of a checked chain up to the stage `until`."""
+    config = chain.config
+    console = Console()
+    console.print(f"run [bold]{config.run}[/bold], root {config.root}", highlight=False, soft_wrap=True)
+    for name, found in (("train", chain.train_set), ("test", chain.test_set)):
+        queries = list(found.queries())
+        judged = sum(1 for query in queries if found.qrels.get(query.query_id))
+        console.print(
+            f"{name:<6} {len(found.conversations)} conversations, {len(queries)} turns, {judged} judged, "
+            f"{len(found.quarantined)} rows left out",
+            highlight=False,
+        )
+    console.print(f"corpus {len(input_files(config.data.corpus))} files", highlight=False)
+    table = Table("stage", "state", "workers", "CPU each", "GPU each", "work")
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        for row in _rows(chain, stage):
+            table.add_row(*row)
+    console.print(table)
+
+
+def _rows(chain: Chain, stage: str) -> list[tuple[str, ...]]:
+    config = chain.config
+    if stage == "teach":
+        return [_teacher_row(chain, number) for number in range(len(config.teachers))]
+    work = {
+        "index": f"segments of {config.index.passages_per_segment} passages, {config.index.documents.kind}",
+        "score": f"top {config.score.top_k} of each of {len(config.teachers)} teachers",
+        "train": f"{config.train.epochs:g} epochs of {len(list(chain.train_set.queries()))} turns, "
+        f"batch {config.train.global_batch}, ZeRO {config.train.zero_stage}, {config.train.precision}",
+        "evaluate": f"{', '.join(config.evaluate.measures)} at depth {config.evaluate.depth}",
+    }
+    return [(stage, _state(chain, stage), *_workers(_pool(config, stage)), work[stage])]
+
+
+def _teacher_row(chain: Chain, number: int) -> tuple[str, ...]:
+    teacher = chain.config.teachers[number]
+    turns = len(chain.queries())
+    artifact = rewrites_artifact(teacher, chain.queries_fingerprint, chain.config.root)
+    state = "done" if artifact.find_manifest() is not None else "to run"
+    workers = ("driver", "", "") if teacher.engine == "recorded" else _workers(teacher.workers)
+    return (f"teach {teacher.name}", state, *workers, f"{turns} turns, {teacher.engine}")
+
+
+def _state(chain: Chain, stage: str) -> str:
+    """Return "done" where the run's log says so for this very configuration, else "to run"."""
+    try:
+        records = {record["stage"]: record for record in chain.stage_records()}
+    except RaydistillError:
+        return "to run"
+    record = records.get(stage)
+    return "done" if record is not None and record.get("config") == chain.fingerprint else "to run or resume"
+
+
+def _pool(config: DistillConfig, stage: str) -> WorkerConfig:
+    pools = {
+        "index": config.index.workers,
+        "score": config.score.workers,
+        "train": config.train.workers,
+        "evaluate": config.evaluate.workers,
+    }
+    return pools[stage]
+
+
+def _workers(workers: WorkerConfig) -> tuple[str, str, str]:
+    return (str(workers.actors), f"{workers.cpus:g}", f"{workers.gpus:g}")

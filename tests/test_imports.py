@@ -1,0 +1,98 @@
+"""Who may import whom (the house rules), read from the source with ast."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "raydistill"
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+# The distributed module of each room, and the one way all of them run shards.
+USES_RAY = {"actor_pool.py", "distill/train.py"}
+RUNS_SHARDS = {"teachers/pool.py", "index/corpus.py", "index/build.py", "index/mine.py", "evaluation/evaluate.py"}
+TOP = {"pipeline", "plan", "cli", "demo"}
+GROUND = {"config", "config_loading", "errors", "progress", "model_source"}
+ALLOWED_ROOMS = {
+    "storage": set(),
+    "conversations": {"storage"},
+    "encoders": {"conversations"},
+    "teachers": {"storage", "conversations"},
+    "index": {"storage", "conversations", "encoders", "teachers"},
+    "distill": {"storage", "conversations", "encoders", "index", "teachers"},
+    "evaluation": {"storage", "conversations", "encoders", "index", "teachers"},
+}
+# Pure modules of other rooms that a room's pure modules may use: values and functions, never a stage.
+STAGES = {"teachers.pool", "index.corpus", "index.build", "index.mine", "distill.train", "evaluation.evaluate"}
+
+
+def imported(module: Path) -> set[str]:
+    """Return every absolute module name a file imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((PACKAGE / module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} uses a relative import"
+            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own(names: set[str]) -> set[str]:
+    return {name.removeprefix("raydistill.") for name in names if name.startswith("raydistill.")}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_only_distributed_modules_import_ray(module: Path) -> None:
+    names = imported(module)
+    if any(name == "ray" or name.startswith("ray.") for name in names):
+        assert module.as_posix() in USES_RAY
+    if any(name.startswith("actor_pool") for name in own(names)):
+        assert module.as_posix() in USES_RAY | RUNS_SHARDS | {"pipeline.py"}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_only_the_storage_room_imports_boto3(module: Path) -> None:
+    if any(name.split(".")[0] in {"boto3", "botocore"} for name in imported(module)):
+        assert module.parts[0] == "storage"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if len(m.parts) > 1 and m.parts[0] not in TOP], ids=str)
+def test_rooms_import_only_rooms_below_them(module: Path) -> None:
+    room = module.parts[0]
+    for name in own(imported(module)):
+        other = name.split(".")[0]
+        if other in {room, "__version__", "actor_pool"} | GROUND:
+            continue
+        assert other not in TOP, f"{module} imports {name}, which sits on top"
+        assert other in ALLOWED_ROOMS[room], f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.as_posix() not in USES_RAY | RUNS_SHARDS], ids=str)
+def test_pure_modules_import_no_stage(module: Path) -> None:
+    if module.parts[0] in {"pipeline.py", "plan.py", "demo"}:
+        return
+    for name in own(imported(module)):
+        assert not any(name == stage or name.startswith(f"{stage}.") for stage in STAGES), f"{module} imports {name}"
+
+
+def test_the_ground_floor_knows_nobody_above_it() -> None:
+    for module in ("config.py", "errors.py", "progress.py", "model_source.py", "config_loading.py"):
+        assert {name.split(".")[0] for name in own(imported(Path(module)))} <= GROUND
+
+
+def test_modules_stay_small_enough_to_hold_in_the_head() -> None:
+    long = {str(m): n for m in MODULES if (n := len((PACKAGE / m).read_text().splitlines())) > 420}
+    assert not long
+
+
+def test_every_module_says_what_lives_in_it() -> None:
+    silent = [
+        str(module)
+        for module in MODULES
+        if not (PACKAGE / module).name.startswith("__") and not ast.get_docstring(ast.parse((PACKAGE / module).read_text()))
+    ]
+    assert not silent
