@@ -243,7 +243,9 @@ class ObjectiveConfig(Section):
     """L = (1 - contrastive_weight) KLD + contrastive_weight NCE + flops FLOPS(Q) + l1 L1(Q); see method notes in distill."""
 
     temperature: PositiveFloat = 1.0
-    """tau of the KLD, for teacher and student."""
+    """tau of the KLD, for the teachers, and for the student unless student_temperature is given."""
+    student_temperature: PositiveFloat | None = None
+    """tau of the KLD for the student alone, where its scores live on another scale than the teachers'."""
     contrastive_weight: Fraction = 0.0
     contrastive_temperature: PositiveFloat = 1.0
     combine: Literal["mean", "max", "min", "zscore_mean"] = "mean"

@@ -122,8 +122,12 @@ class Chain:
 
         data, index = self.config.data, self.config.index
         corpus = prepare_corpus(data, index.passages_per_segment, index.workers, self.config.root)
-        for source, judged in ((data.train, self.train_set), (data.test, self.test_set)):
-            check_judged_passages(corpus, judged.qrels, source.qrels or source.conversations, index.workers)
+        # Training and test judgements often share a file: one pass over the corpus for each file.
+        judged: dict[str, dict[str, Mapping[str, int]]] = {}
+        for source, found in ((data.train, self.train_set), (data.test, self.test_set)):
+            judged.setdefault(source.qrels or source.conversations, {}).update(found.qrels)
+        for uri, qrels in judged.items():
+            check_judged_passages(corpus, qrels, uri, index.workers)
         return corpus
 
     def index(self) -> IndexVersion:
@@ -173,6 +177,36 @@ class Chain:
         self._report(evaluation, student)
         return evaluation
 
+    def finished_stages(self) -> list[str]:
+        """Return the stages that a run would skip, without computing anything or starting Ray."""
+        from raydistill.distill.train import student_artifact
+        from raydistill.evaluation.evaluate import evaluation_artifact
+        from raydistill.index.build import planned_index
+        from raydistill.index.corpus import corpus_artifact
+        from raydistill.index.mine import candidates_artifact
+        from raydistill.teachers.pool import rewrites_artifact
+
+        config, root = self.config, self.config.root
+        done: list[str] = []
+        rewrites = {each.name: rewrites_artifact(each, self.queries_fingerprint, root) for each in config.teachers}
+        if all(artifact.find_manifest() is not None for artifact in rewrites.values()):
+            done.append("teach")
+        corpus = corpus_artifact(config.data, config.index.passages_per_segment, root)
+        index = planned_index(config.index, config.student, corpus, root)
+        if index is None:
+            return done
+        done.append("index")
+        # What follows is named by the index, so it can exist only if the index does.
+        train = self.train_set
+        candidates = candidates_artifact(config, list(train.queries()), train.qrels, rewrites, index)
+        student = student_artifact(config, candidates)
+        test = (list(self.test_set.queries()), self.test_set.qrels)
+        evaluation = evaluation_artifact(config, *test, rewrites, index, student, root)
+        for stage, artifact in (("score", candidates), ("train", student), ("evaluate", evaluation)):
+            if artifact.find_manifest() is not None:
+                done.append(stage)
+        return done
+
     # What a run leaves behind, under {root}/runs/{run}.
 
     @property
@@ -186,7 +220,7 @@ class Chain:
         return fingerprint("run", 1, self.config, {"queries": self.queries_fingerprint})
 
     def stage_records(self) -> list[dict[str, Any]]:
-        """Return the stage log: {"stage", "seconds", "skipped", "config"} in order of the stages."""
+        """Return the stage log: {"stage", "seconds", "skipped"} in order of the stages."""
         key = f"{self.prefix}/stages.json"
         store = open_store(self.config.root)
         return list(json.loads(store.read(key))) if store.info(key) else []
@@ -208,7 +242,7 @@ class Chain:
         seconds = time.monotonic() - started
         logger.info("%s: %s", name, "done already" if finished else f"done in {seconds:.0f} s")
         self._results[name] = result
-        self._log_stage({"stage": name, "seconds": round(seconds, 2), "skipped": finished, "config": self.fingerprint})
+        self._log_stage({"stage": name, "seconds": round(seconds, 2), "skipped": finished})
         return result
 
     def _log_stage(self, record: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ from rich.console import Console
 from rich.table import Table
 
 from raydistill.config import DistillConfig, WorkerConfig
-from raydistill.errors import RaydistillError
 from raydistill.pipeline import STAGES, Chain
 from raydistill.storage.files import input_files
 from raydistill.teachers.pool import rewrites_artifact
@@ -27,13 +26,14 @@ def print_plan(chain: Chain, until: str) -> None:
         )
     console.print(f"corpus {len(input_files(config.data.corpus))} files", highlight=False)
     table = Table("stage", "state", "workers", "CPU each", "GPU each", "work")
+    done = chain.finished_stages()
     for stage in STAGES[: STAGES.index(until) + 1]:
-        for row in _rows(chain, stage):
+        for row in _rows(chain, stage, done):
             table.add_row(*row)
     console.print(table)
 
 
-def _rows(chain: Chain, stage: str) -> list[tuple[str, ...]]:
+def _rows(chain: Chain, stage: str, done: list[str]) -> list[tuple[str, ...]]:
     config = chain.config
     if stage == "teach":
         return [_teacher_row(chain, number) for number in range(len(config.teachers))]
@@ -44,7 +44,7 @@ def _rows(chain: Chain, stage: str) -> list[tuple[str, ...]]:
         f"batch {config.train.global_batch}, ZeRO {config.train.zero_stage}, {config.train.precision}",
         "evaluate": f"{', '.join(config.evaluate.measures)} at depth {config.evaluate.depth}",
     }
-    return [(stage, _state(chain, stage), *_workers(_pool(config, stage)), work[stage])]
+    return [(stage, "done" if stage in done else "to run or resume", *_workers(_pool(config, stage)), work[stage])]
 
 
 def _teacher_row(chain: Chain, number: int) -> tuple[str, ...]:
@@ -54,16 +54,6 @@ def _teacher_row(chain: Chain, number: int) -> tuple[str, ...]:
     state = "done" if artifact.find_manifest() is not None else "to run"
     workers = ("driver", "", "") if teacher.engine == "recorded" else _workers(teacher.workers)
     return (f"teach {teacher.name}", state, *workers, f"{turns} turns, {teacher.engine}")
-
-
-def _state(chain: Chain, stage: str) -> str:
-    """Return "done" where the run's log says so for this very configuration, else "to run"."""
-    try:
-        records = {record["stage"]: record for record in chain.stage_records()}
-    except RaydistillError:
-        return "to run"
-    record = records.get(stage)
-    return "done" if record is not None and record.get("config") == chain.fingerprint else "to run or resume"
 
 
 def _pool(config: DistillConfig, stage: str) -> WorkerConfig:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
+from raydistill.config import ObjectiveConfig
+
 _EXCLUDED = float("-inf")
 
 
@@ -35,8 +37,14 @@ class StepScores:
     excluded: Tensor | None
 
 
-def kl_divergence(student: Tensor, teacher: Tensor, present: Tensor, temperature: float = 1.0) -> Tensor:
-    """Mean over queries of KL(softmax(teacher / tau) || softmax(student / tau)) over the present passages.
+def kl_divergence(
+    student: Tensor,
+    teacher: Tensor,
+    present: Tensor,
+    temperature: float = 1.0,
+    student_temperature: float | None = None,
+) -> Tensor:
+    """Mean over queries of KL(softmax(teacher / tau) || softmax(student / tau_s)) over the present passages.
 
     DiSCo, arXiv 2410.14609, equation of the distillation loss. Not multiplied by tau squared.
 
@@ -44,10 +52,12 @@ def kl_divergence(student: Tensor, teacher: Tensor, present: Tensor, temperature
         student, teacher: float32 [B, K].
         present: bool [B, K]; passages outside it have no part in either softmax. A query with fewer than two present
             passages contributes 0.
-        temperature: tau > 0, applied to both sides.
+        temperature: tau > 0, of the teacher.
+        student_temperature: tau_s > 0, of the student; None takes tau. Scores of an encoder whose weights live on another
+            scale than the teachers' need their own, or the first thing learned is to shrink (and the vectors collapse).
     """
     scaled_teacher = (teacher / temperature).masked_fill(~present, _EXCLUDED)
-    scaled_student = (student / temperature).masked_fill(~present, _EXCLUDED)
+    scaled_student = (student / (student_temperature or temperature)).masked_fill(~present, _EXCLUDED)
     empty = ~present.any(dim=1, keepdim=True)
     # A row of -inf has no softmax; any finite row does, and its divergence is then 0.
     log_p = functional.log_softmax(scaled_teacher.masked_fill(empty, 0.0), dim=1)
@@ -84,18 +94,19 @@ def teacher_entropy(teacher: Tensor, present: Tensor, temperature: float = 1.0) 
     return -(log_p.exp() * log_p.masked_fill(~present, 0.0)).sum(dim=1).mean()
 
 
-def distillation_loss(
-    scores: StepScores, temperature: float, contrastive_weight: float, contrastive_temperature: float
-) -> tuple[Tensor, dict[str, Tensor]]:
+def distillation_loss(scores: StepScores, objective: ObjectiveConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """L = (1 - w) KLD + w NCE; returns the loss and its unweighted parts by name (a part with weight 0 is left out)."""
     parts: dict[str, Tensor] = {}
     loss = scores.own.new_zeros(())
-    if contrastive_weight < 1.0:
-        parts["kld"] = kl_divergence(scores.own, scores.teacher, scores.present, temperature)
-        loss = loss + (1.0 - contrastive_weight) * parts["kld"]
-    if contrastive_weight > 0.0:
+    weight = objective.contrastive_weight
+    if weight < 1.0:
+        parts["kld"] = kl_divergence(
+            scores.own, scores.teacher, scores.present, objective.temperature, objective.student_temperature
+        )
+        loss = loss + (1.0 - weight) * parts["kld"]
+    if weight > 0.0:
         if scores.everyone is None:
             raise ValueError("the contrastive loss needs the scores of all passages of the batch")
-        parts["nce"] = info_nce(scores.everyone, scores.gold, scores.excluded, contrastive_temperature)
-        loss = loss + contrastive_weight * parts["nce"]
+        parts["nce"] = info_nce(scores.everyone, scores.gold, scores.excluded, objective.contrastive_temperature)
+        loss = loss + weight * parts["nce"]
     return loss, parts

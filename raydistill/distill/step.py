@@ -103,9 +103,7 @@ def step_loss(
         gold=step.gold,
         excluded=step.excluded,
     )
-    loss, parts = distillation_loss(
-        scores, objective.temperature, objective.contrastive_weight, objective.contrastive_temperature
-    )
+    loss, parts = distillation_loss(scores, objective)
     share = ramp(step_number, ramp_steps)
     parts["flops"] = flops_penalty(queries)
     parts["l1"] = l1_penalty(queries)

@@ -46,6 +46,13 @@ _MOST_CHECKED_FOR_SHARED_IDS = 30_000_000
 """Passages up to which the driver looks for ids that two files share; it would need too much memory for more."""
 
 
+def corpus_artifact(data: DataConfig, passages_per_part: int, root: str) -> Artifact:
+    """Return the address of what `prepare_corpus` makes, committed or not. Raises StorageError when a file is missing."""
+    settings = {"corpus_format": data.corpus_format, "passages_per_part": passages_per_part}
+    inputs = {"files": input_fingerprint(input_files(data.corpus))}
+    return Artifact(root, "corpus", "passages", fingerprint("corpus", _FORMAT_VERSION, settings, inputs))
+
+
 def prepare_corpus(data: DataConfig, passages_per_part: int, workers: WorkerConfig, root: str) -> Artifact:
     """Return the corpus artifact (kind "corpus") of the input files, making what of it is missing.
 
@@ -58,10 +65,7 @@ def prepare_corpus(data: DataConfig, passages_per_part: int, workers: WorkerConf
         StorageError: an input file is missing or unreadable.
     """
     files = input_files(data.corpus)
-    settings = {"corpus_format": data.corpus_format, "passages_per_part": passages_per_part}
-    artifact = Artifact(
-        root, "corpus", "passages", fingerprint("corpus", _FORMAT_VERSION, settings, {"files": input_fingerprint(files)})
-    )
+    artifact = corpus_artifact(data, passages_per_part, root)
     committed = artifact.find_manifest()
     if committed is not None:
         # max_bad_rows decides whether the corpus is good enough, not what is in it; so it is no part of the fingerprint.

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raydistill.config import ObjectiveConfig
 from raydistill.distill.objectives import StepScores, distillation_loss, info_nce, kl_divergence, teacher_entropy
 from raydistill.distill.regularisers import flops_penalty, l1_penalty, ramp
 
@@ -62,6 +63,12 @@ def test_kl_of_equal_scores_is_zero_and_its_gradient_matches_finite_differences(
     assert torch.autograd.gradcheck(lambda s: kl_divergence(s, teacher.double(), present, 2.0), (double,))
 
 
+def test_the_student_may_have_a_temperature_of_its_own() -> None:
+    student, teacher, present = scores(4)
+    own = kl_divergence(student * 6.0, teacher, present, 1.0, student_temperature=6.0)
+    assert own.item() == pytest.approx(kl_divergence(student, teacher, present).item(), rel=1e-5)
+
+
 def test_a_query_without_present_passages_adds_nothing_and_no_nan_gradient() -> None:
     student, teacher, present = scores(5)
     present[1] = False
@@ -97,7 +104,7 @@ def test_the_mixture_weighs_its_parts(weight: float) -> None:
     student, teacher, present = scores(7)
     everyone = torch.randn(4, 24, generator=torch.Generator().manual_seed(0))
     batch = StepScores(student, everyone, teacher, present, torch.tensor([0, 6, -1, 20]), None)
-    loss, parts = distillation_loss(batch, 1.0, weight, 0.7)
+    loss, parts = distillation_loss(batch, ObjectiveConfig(contrastive_weight=weight, contrastive_temperature=0.7))
     expected = (1 - weight) * kl_divergence(student, teacher, present).item() + weight * info_nce(
         everyone, batch.gold, None, 0.7
     ).item()

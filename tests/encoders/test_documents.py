@@ -111,4 +111,4 @@ def test_settings_of_hub_models_need_no_download_and_leave_out_batch_sizes() -> 
     assert settings["model"] == "some/splade@main"
     assert "batch_tokens" not in settings
     lexical = document_encoder_settings(LexicalDocumentsConfig(), hub)
-    assert lexical["tokenizer"] == {"id": "some/student", "revision": "abc"}
+    assert lexical["tokenizer"] == "some/student@abc"

@@ -1,0 +1,121 @@
+"""What users get wrong, through the command line: one sentence that names file, line or field and the fix, early."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raydistill.cli import main
+from tests.small_world import arguments, small_world
+
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def data(pristine: Path, tmp_path: Path) -> Path:
+    """A copy of the small world that a test may spoil."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path in pristine.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command that must fail, and return its message."""
+
+    def run(*overrides: str, command: str = "index", root: str | None = None) -> str:
+        status = main([command, *arguments(data, root or str(tmp_path / "root"), *overrides)])
+        message = capsys.readouterr().err
+        assert status == 1
+        assert "Traceback" not in message
+        error = [line for line in message.splitlines() if line.startswith("error:")]
+        assert len(error) == 1, message
+        return error[0]
+
+    return run
+
+
+def spoil_line(path: Path, number: int, line: str) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines[number - 1] = line
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_a_config_typo_names_the_field_and_the_right_one(refused: Run) -> None:
+    assert "train.epoch: there is no such field; did you mean 'epochs'?" in refused("train.epoch=3")
+
+
+def test_a_missing_configuration_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distill", "--config", "/nowhere/config.yaml"]) == 1
+    assert "there is no configuration file /nowhere/config.yaml" in capsys.readouterr().err
+
+
+def test_a_missing_corpus_is_named_before_ray_starts(refused: Run, data: Path) -> None:
+    (data / "corpus.jsonl").unlink()
+    assert str(data / "corpus.jsonl") in refused()
+
+
+def test_a_missing_student_is_named_before_ray_starts(refused: Run) -> None:
+    assert "student.model: the folder '/nowhere' does not exist" in refused("student.model=/nowhere")
+
+
+def test_an_empty_conversation_is_named_by_file_and_line(refused: Run, data: Path) -> None:
+    path = data / "conversations.jsonl"
+    record = json.loads(path.read_text().splitlines()[2])
+    spoil_line(path, 3, json.dumps({**record, "turns": []}))
+    message = refused()
+    assert "conversations.jsonl:3" in message
+    assert "max_bad_rows" in message
+
+
+def test_a_malformed_corpus_line_is_named_or_quarantined_by_a_stated_limit(
+    refused: Run, data: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    spoil_line(data / "corpus.jsonl", 5, '{"_id": "p5", "text": ')
+    message = refused()
+    assert "corpus.jsonl:5" in message
+    assert "data.max_bad_rows" in message
+    assert main(["index", *arguments(data, str(tmp_path / "root"), "data.max_bad_rows=1")]) == 0
+
+
+def test_an_unknown_passage_in_the_qrels_is_found_before_anything_is_encoded(
+    refused: Run, data: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    path = data / "qrels.tsv"
+    query, _, grade = path.read_text().splitlines()[1].split("\t")
+    spoil_line(path, 2, f"{query}\tno-such-passage\t{grade}")
+    message = refused()
+    assert "no-such-passage" in message
+    assert "qrels.tsv" in message
+    assert not list((tmp_path / "root").glob("indexes/*/segments/*"))
+
+
+def test_a_missing_bucket_is_named_before_ray_starts(refused: Run, s3_endpoint: str) -> None:
+    message = refused(root="s3://no-such-bucket-here/runs")
+    assert "no-such-bucket-here" in message
+    assert "create" in message
+
+
+def test_asking_for_more_than_the_cluster_has_is_refused(refused: Run, ray_cluster: None) -> None:
+    message = refused("index.workers.actors=64")
+    assert "index.workers asks for" in message or "together 64 CPU" in message
+
+
+def test_a_dry_run_prints_the_plan_and_computes_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["distill", *arguments(data, str(tmp_path / "root")), "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    for word in ("teach tiny-large", "index", "score", "train", "evaluate", "to run"):
+        assert word in plan
+    assert not list((tmp_path / "root").glob("artifacts/*"))
