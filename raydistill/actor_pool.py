@@ -47,7 +47,8 @@ def connect(config: RayConfig) -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         # Ray Data's own restarting actors make the core write a warning a pool, as an error, to the terminal.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        ray.init(num_cpus=config.local_cpus, include_dashboard=False, **options)
+        # "local" and not None: None would join whatever `ray start` left on this machine, running or dead.
+        ray.init(address="local", num_cpus=config.local_cpus, include_dashboard=False, **options)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

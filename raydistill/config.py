@@ -328,7 +328,8 @@ class RayConfig(Section):
     """The Ray cluster the job uses."""
 
     address: Operational[str | None] = None
-    """None joins the cluster this process is part of (RAY_ADDRESS, `ray job submit`) or else starts a local one."""
+    """None joins the cluster that RAY_ADDRESS names (`ray job submit` sets it) or else starts a local one; auto joins the
+    one that `ray start` began on this machine."""
     local_cpus: Operational[PositiveInt | None] = None
     """CPUs of the local cluster when one is started; None takes the machine's."""
     env_vars: Operational[dict[str, str]] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -265,7 +266,8 @@ class Chain:
         store = open_store(self.config.root)
         store.replace(f"{self.prefix}/report.html", report.html.encode())
         store.replace(f"{self.prefix}/report.json", report.json.encode())
-        console = Console()
+        # A log file has no width of its own, and 80 columns fold the names of systems.
+        console = Console() if sys.stdout.isatty() else Console(width=120)
         console.print(console_table(metrics))
         console.print(f"report   {store.root}/{self.prefix}/report.html", soft_wrap=True, highlight=False)
         console.print(f"student  {student.uri}", soft_wrap=True, highlight=False)

@@ -52,7 +52,7 @@ def track(stage: str, total: float, unit: str) -> Iterator[Advance]:
         nonlocal done, last_line
         done += units
         now = time.monotonic()
-        if now - last_line >= _SECONDS_BETWEEN_LINES or done >= total:
+        if now - last_line >= _SECONDS_BETWEEN_LINES or (units and done >= total):
             last_line = now
             logger.info("%s: %g of %g %s, %.0f s %s", stage, done, total, unit, now - started, note)
 
