@@ -1,6 +1,6 @@
 """Wall time and memory of a whole job: `python benchmarks/job_footprint.py --out results/NAME.json -- COMMAND`.
 
-Runs the command and samples all of its processes (Ray's daemons and workers are its descendants) twice a second from
+Runs the command and samples all of its processes (Ray's daemons and workers are its descendants) once a second from
 /proc. Reported are the peaks over time of: the driver's resident memory, the sum of resident memory (shared pages counted
 once a process), and the sum of proportional memory (shared pages counted once in all). Linux only.
 """
@@ -17,7 +17,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-_SECONDS = 0.5
+_SECONDS = 1.0
 
 
 def descendants(root: int) -> list[int]:
