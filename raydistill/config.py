@@ -283,6 +283,7 @@ class TrainConfig(Section):
     checkpoint_steps: Operational[PositiveInt] = 200
     """Optimizer steps between checkpoints."""
     log_steps: Operational[PositiveInt] = 10
+    """Optimizer steps between records of loss, sparsity and pace."""
     max_failures: Operational[int] = 3
     """Worker failures after which training gives up; -1 never does."""
     workers: WorkerConfig = WorkerConfig()

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, TypeVar
-
-from rich.console import Console
 
 from raydistill import __version__
 from raydistill.actor_pool import connect
@@ -24,6 +21,7 @@ from raydistill.conversations.readers import read_conversations
 from raydistill.conversations.records import ConversationalQuery, ConversationSet
 from raydistill.encoders.documents import load_term_counter
 from raydistill.index.publish import IndexVersion
+from raydistill.progress import output_console
 from raydistill.storage.artifacts import Artifact, fingerprint
 from raydistill.storage.files import input_files
 from raydistill.storage.probe import check_root
@@ -266,8 +264,7 @@ class Chain:
         store = open_store(self.config.root)
         store.replace(f"{self.prefix}/report.html", report.html.encode())
         store.replace(f"{self.prefix}/report.json", report.json.encode())
-        # A log file has no width of its own, and 80 columns fold the names of systems.
-        console = Console() if sys.stdout.isatty() else Console(width=120)
+        console = output_console()
         console.print(console_table(metrics))
         console.print(f"report   {store.root}/{self.prefix}/report.html", soft_wrap=True, highlight=False)
         console.print(f"student  {student.uri}", soft_wrap=True, highlight=False)

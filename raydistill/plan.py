@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 
 from raydistill.config import DistillConfig, WorkerConfig
 from raydistill.pipeline import STAGES, Chain
+from raydistill.progress import output_console
 from raydistill.storage.files import input_files
 from raydistill.teachers.pool import rewrites_artifact
 
@@ -14,7 +14,7 @@ from raydistill.teachers.pool import rewrites_artifact
 def print_plan(chain: Chain, until: str) -> None:
     """Print inputs, stages and resources of a checked chain up to the stage `until`."""
     config = chain.config
-    console = Console()
+    console = output_console()
     console.print(f"run [bold]{config.run}[/bold], root {config.root}", highlight=False, soft_wrap=True)
     for name, found in (("train", chain.train_set), ("test", chain.test_set)):
         queries = list(found.queries())

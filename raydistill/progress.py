@@ -13,13 +13,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 logger = logging.getLogger("raydistill")
-_SECONDS_BETWEEN_LINES = 10.0
+_SHORTEST_SECONDS, _LONGEST_SECONDS = 10.0, 300.0
 
 
 class Advance(Protocol):
     """Called as work gets done: by how many units, and optionally a short note shown beside the bar."""
 
     def __call__(self, units: float = 1, note: str = "") -> None: ...
+
+
+def output_console() -> Console:
+    """Return the console for results on standard output; a log file has no width, and 80 columns fold names of systems."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 @contextmanager
@@ -52,7 +57,9 @@ def track(stage: str, total: float, unit: str) -> Iterator[Advance]:
         nonlocal done, last_line
         done += units
         now = time.monotonic()
-        if now - last_line >= _SECONDS_BETWEEN_LINES or (units and done >= total):
+        # Often while it is new, rarely when it takes hours.
+        pause = min(max(_SHORTEST_SECONDS, (now - started) / 20), _LONGEST_SECONDS)
+        if now - last_line >= pause or (units and done >= total):
             last_line = now
             logger.info("%s: %g of %g %s, %.0f s %s", stage, done, total, unit, now - started, note)
 

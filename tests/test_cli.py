@@ -107,8 +107,8 @@ def test_a_missing_bucket_is_named_before_ray_starts(refused: Run, s3_endpoint: 
 
 
 def test_asking_for_more_than_the_cluster_has_is_refused(refused: Run, ray_cluster: None) -> None:
-    message = refused("index.workers.actors=64")
-    assert "index.workers asks for" in message or "together 64 CPU" in message
+    message = refused("index.workers.cpus=64")
+    assert "index.workers asks for 1 actors, together 64 CPU, but the cluster has 2" in message
 
 
 def test_a_dry_run_prints_the_plan_and_computes_nothing(

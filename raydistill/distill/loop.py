@@ -44,7 +44,7 @@ class Hooks:
     """What the loop asks of its surroundings.
 
     Attributes:
-        log: called on every worker every `log_steps` with the record of a step.
+        log: called on every worker with the record of every step.
         checkpoint: called on every worker with the optimizer step reached; saves `engine` through `save`.
     """
 
@@ -115,9 +115,8 @@ class Trainer:
                 values = self._train_step(batch)
                 self.step += 1
                 self._check(values)
-                if self.step % self._config.log_steps == 0 or self.step == self.steps:
-                    seconds = time.perf_counter() - started
-                    hooks.log({**values, "step": self.step, "epoch": batch.epoch, **self._pace(seconds, waited)})
+                seconds = time.perf_counter() - started
+                hooks.log({**values, "step": self.step, "epoch": batch.epoch, **self._pace(seconds, waited)})
                 if self.step % self._config.checkpoint_steps == 0 or self.step == self.steps:
                     hooks.checkpoint(self.step, self)
         finally:

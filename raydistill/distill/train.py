@@ -176,14 +176,17 @@ class _Recorder:
         self._prefix = prefix
         self._board = board
         self._steps = steps
+        self._log_steps = config.train.log_steps
         self._first_step = first_step
         self._records: list[dict[str, float]] = []
         board.write.remote(first_step, steps, "")
 
     def log(self, record: dict[str, float]) -> None:
-        self._records.append(record)
+        step = int(record["step"])
+        if step % self._log_steps == 0 or step == self._steps:
+            self._records.append(record)
         note = f"loss {record['loss']:.3f} L0 {record['l0']:.0f}"
-        self._board.write.remote(int(record["step"]), self._steps, note)
+        self._board.write.remote(step, self._steps, note)
 
     def store_records(self) -> None:
         # One object a start, rewritten as it grows: it has one writer, and a resumed run begins another.

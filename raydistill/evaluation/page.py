@@ -23,7 +23,7 @@ html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif;
 font-variant-numeric:tabular-nums}
-main{max-width:1120px;margin:0 auto;padding:28px 20px 56px}
+main{max-width:1240px;margin:0 auto;padding:28px 20px 56px}
 h1{font-size:28px;line-height:1.2;margin:0 0 2px;letter-spacing:-.01em;overflow-wrap:anywhere}
 h2{font-size:19px;margin:40px 0 4px}
 h3{font-size:15px;margin:0}
