@@ -1,4 +1,4 @@
-"""Run the whole chain: `ray job submit --working-dir . -- python jobs/distill.py --config jobs/configs/NAME.yaml [field=value ...]`."""
+"""Submit the whole chain: `ray job submit --working-dir . -- python jobs/distill.py --config FILE [field=value ...]`."""
 
 import sys
 

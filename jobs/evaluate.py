@@ -1,4 +1,4 @@
-"""Measure student, teachers and baselines: `ray job submit --working-dir . -- python jobs/evaluate.py --config jobs/configs/NAME.yaml [field=value ...]`."""
+"""Submit the evaluation: `ray job submit --working-dir . -- python jobs/evaluate.py --config FILE [field=value ...]`."""
 
 import sys
 

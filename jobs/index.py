@@ -1,4 +1,4 @@
-"""Encode the corpus into a sparse index: `ray job submit --working-dir . -- python jobs/index.py --config jobs/configs/NAME.yaml [field=value ...]`."""
+"""Submit the index: `ray job submit --working-dir . -- python jobs/index.py --config FILE [field=value ...]`."""
 
 import sys
 

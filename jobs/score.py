@@ -1,4 +1,4 @@
-"""Mine candidates and score them by every teacher: `ray job submit --working-dir . -- python jobs/score.py --config jobs/configs/NAME.yaml [field=value ...]`."""
+"""Submit mining and scoring: `ray job submit --working-dir . -- python jobs/score.py --config FILE [field=value ...]`."""
 
 import sys
 

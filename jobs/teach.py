@@ -1,4 +1,4 @@
-"""Rewrite every turn with every teacher: `ray job submit --working-dir . -- python jobs/teach.py --config jobs/configs/NAME.yaml [field=value ...]`."""
+"""Submit the teachers: `ray job submit --working-dir . -- python jobs/teach.py --config FILE [field=value ...]`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Distil the student: `ray job submit --working-dir . -- python jobs/train.py --config jobs/configs/NAME.yaml [field=value ...]`."""
+"""Submit the training: `ray job submit --working-dir . -- python jobs/train.py --config FILE [field=value ...]`."""
 
 import sys
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from raydistill.demo.wording import ASIDES, POLITE, SORRY, Attribute
+from raydistill.demo.kinds import Attribute
+from raydistill.demo.wording import ASIDES, POLITE, SORRY
 from raydistill.demo.world import Entity, World, WorldSize, capitalised, sentence
 
 OBJECT_CUES = frozenset({"of", "to", "employed"})

@@ -41,6 +41,6 @@ def prepare_demo(folder: Path, root: str, seed: int, size: WorldSize | None = No
 def _code_fingerprint() -> str:
     """Return a hash of the generator's own source, so that files of an older release are not taken for this one's."""
     digest = hashlib.sha256()
-    for name in ("wording.py", "world.py", "dialogue.py"):
+    for name in ("kinds.py", "wording.py", "world.py", "dialogue.py"):
         digest.update(Path(__file__).with_name(name).read_bytes())
     return digest.hexdigest()

@@ -30,8 +30,8 @@ license: apache-2.0
 ---
 # Models of the raydistill demo
 
-Made with the code of `python -m raydistill.demo.train_models` (in the repository) from nothing but text that `raydistill.demo.world` and
-`raydistill.demo.dialogue` generate; no third-party text and no third-party weights. Licence: Apache-2.0.
+Made with the code of `python -m raydistill.demo.train_models` (in the repository) from nothing but text that
+`raydistill.demo.world` and `raydistill.demo.dialogue` generate; no third-party text or weights. Licence: Apache-2.0.
 
 They know one small artificial language. They are there so that `raydistill demo` runs every stage of the pipeline offline,
 with language models that really generate and an encoder that really learns; they are of no use outside of it.

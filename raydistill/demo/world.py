@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from raydistill.demo.wording import FILLERS, KINDS, Attribute, Kind, name_words
+from raydistill.demo.kinds import KINDS, Attribute, Kind
+from raydistill.demo.wording import FILLERS, name_words
 
 SHARES = {"person": 0.28, "town": 0.2, "film": 0.13, "company": 0.13, "animal": 0.13, "book": 0.13}
 SMALL_WORDS = frozenset({"the", "of", "at", "from", "to", "and", "a", "last"})

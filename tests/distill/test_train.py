@@ -73,5 +73,5 @@ def test_a_diverging_run_ends_in_a_sentence_and_leaves_no_student(
 
 def test_workers_that_never_fit_are_refused_at_once(ray_cluster: None, mined: Mined, tiny_encoder: str) -> None:
     settings = config(mined, tiny_encoder, workers={"actors": 2, "cpus": 4})
-    with pytest.raises(ResourceError, match="train.workers asks for 2 actors, together 8 CPU"):
+    with pytest.raises(ResourceError, match=r"train\.workers asks for 2 actors, together 8 CPU"):
         train(settings, *mined)
