@@ -102,7 +102,7 @@ class DataConfig(Section):
     train: ConversationSource
     test: ConversationSource
     max_bad_rows: NonNegativeInt = 0
-    """Malformed rows that may be quarantined (reason and place kept) over corpus and conversations together."""
+    """Malformed rows that may be quarantined, with place and reason, in each of corpus, training and test source."""
 
 
 class TextConfig(Section):

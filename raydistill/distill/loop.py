@@ -98,7 +98,7 @@ class Trainer:
 
     def text(self, query: MinedQuery) -> str:
         """Return the student's text form of a mined query."""
-        return student_text(query.question, query.history, self._student.text, self._tokenizer.sep_token)
+        return student_text(query.question, query.history, self._student.text, self._tokenizer.sep_token or "")
 
     def run(self, hooks: Hooks) -> None:
         """Train from the current step to the last, calling the hooks on the way.

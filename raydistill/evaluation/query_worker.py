@@ -1,0 +1,115 @@
+"""What an evaluation actor does: encode and search a range of queries with every system, one query at a time, and store what
+came back with its latency. Which systems there are, and what becomes of the parts, is in `evaluate`."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raydistill.config import DocumentsConfig, StudentConfig
+from raydistill.conversations.text import student_text
+from raydistill.encoders.documents import load_document_encoder
+from raydistill.encoders.interface import SparseEncoder
+from raydistill.evaluation.sparsity import active_share, query_flops
+from raydistill.evaluation.summary import Role
+from raydistill.index.publish import IndexVersion
+from raydistill.index.search import Searcher, open_searcher
+from raydistill.storage.artifacts import Artifact, ArtifactWriter
+from raydistill.storage.folders import fetch_folder
+
+_PART_SCHEMA = pa.schema(
+    [
+        ("system", pa.string()),
+        ("query_id", pa.string()),
+        ("passages", pa.list_(pa.string())),
+        ("scores", pa.list_(pa.float32())),
+        ("terms", pa.int32()),
+        ("flops", pa.float64()),
+        ("encode_ms", pa.float64()),
+        ("search_ms", pa.float64()),
+    ]
+)
+
+
+class QueryWorker:
+    """Encodes and searches a range of queries with every system; runs in an actor (see `actor_pool.map_shards`)."""
+
+    def __init__(
+        self,
+        writer: ArtifactWriter,
+        index: IndexVersion,
+        documents: DocumentsConfig,
+        student_config: StudentConfig,
+        student: Artifact,
+        depth: int,
+    ) -> None:
+        from raydistill.encoders.checkpoint import load_student
+
+        self._writer = writer
+        self._depth = depth
+        self._searcher = open_searcher(index)
+        self._passage_share = passage_share(self._searcher)
+        self._documents = load_document_encoder(documents, student_config, index.open_statistics())
+        with tempfile.TemporaryDirectory() as folder:
+            loaded = load_student(fetch_folder(student, Path(folder)))
+        self._student = loaded.encoder()
+        self._text = student_config.text
+        self._separator = loaded.tokenizer.sep_token or ""
+        for encoder in (self._documents, self._student):  # compile and allocate before the first clock starts
+            self._timed_row(encoder, "warm up")
+
+    def __call__(self, spec: dict[str, Any]) -> dict[str, Any]:
+        rows = [
+            {"system": system["name"], "query_id": query_id, **self._row(system["role"], text)}
+            for system in spec["systems"]
+            for query_id, text in zip(spec["query_ids"], system["texts"], strict=True)
+        ]
+        content = parquet_bytes(pa.Table.from_pylist(rows, schema=_PART_SCHEMA))
+        turns = len(spec["query_ids"])
+        return self._writer.put_part(spec["name"], content, ".parquet", rows=len(rows), counters={"turns": turns}).to_json()
+
+    def _row(self, role: Role, text: str) -> dict[str, Any]:
+        if role == "student":
+            question, history = json.loads(text)
+            text = student_text(question, [(asked, answered) for asked, answered in history], self._text, self._separator)
+            return self._timed_row(self._student, text)
+        return self._timed_row(self._documents, text)
+
+    def _timed_row(self, encoder: SparseEncoder, text: str) -> dict[str, Any]:
+        start = time.perf_counter()
+        vector = encoder.encode_queries([text])
+        encoded = time.perf_counter()
+        found = self._searcher.search(vector, self._depth)
+        searched = time.perf_counter()
+        hits = int((found.passages[0] >= 0).sum())
+        return {
+            "passages": self._searcher.passage_ids(found.passages[0, :hits]),
+            "scores": found.scores[0, :hits].tolist(),
+            "terms": int(vector.lengths()[0]),
+            "flops": float(query_flops(vector, self._passage_share)[0]),
+            "encode_ms": (encoded - start) * 1e3,
+            "search_ms": (searched - encoded) * 1e3,
+        }
+
+
+def passage_share(searcher: Searcher) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the share of an index's passages in which each term is active, float64 [V]; reads only term offsets."""
+    counts = np.zeros(searcher.vocabulary_size, dtype=np.int64)
+    for segment in searcher.segments:
+        counts += np.diff(segment.term_offsets)
+    return active_share(counts, searcher.passages)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Return a table as the content of a Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
