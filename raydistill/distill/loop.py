@@ -167,7 +167,9 @@ class Trainer:
             vector = vectors[number] if keep_graph else self._encode(pieces[number], number)
             self.engine.backward((vector * gradient).sum() * undo_average)
             self.engine.step()
-        values["gradient_norm"] = float(self.engine.get_global_grad_norm() or 0.0)
+        norm = self.engine.get_global_grad_norm()
+        if norm is not None:  # DeepSpeed keeps none without ZeRO in fp32
+            values["gradient_norm"] = float(norm)
         values["learning_rate"] = self._config.learning_rate * share
         return values
 

@@ -72,7 +72,7 @@ def run(tmp_path: Path, name: str, work: dict[str, Any], workers: int = 1, **ext
 
 
 def losses(records: list[dict[str, float]]) -> np.ndarray:
-    return np.asarray([[record["loss"], record["flops"], record["l0"], record["gradient_norm"]] for record in records])
+    return np.asarray([[record["loss"], record["flops"], record["l0"]] for record in records])
 
 
 def test_a_step_is_the_same_however_it_is_split(tmp_path: Path, mined: Mined, tiny_encoder: str) -> None:
@@ -83,6 +83,22 @@ def test_a_step_is_the_same_however_it_is_split(tmp_path: Path, mined: Mined, ti
     pair = run(tmp_path, "pair", settings(mined, tiny_encoder, micro_batch=2, zero_stage=2), workers=2)
     np.testing.assert_allclose(losses(split), losses(whole), rtol=2e-4)
     np.testing.assert_allclose(losses(pair), losses(whole), rtol=2e-4)
+
+
+def test_zero_stages_agree_and_bf16_learns(tmp_path: Path, mined: Mined, tiny_encoder: str) -> None:
+    plain = run(tmp_path, "zero-0", settings(mined, tiny_encoder, zero_stage=0))
+    sharded = run(tmp_path, "zero-3", settings(mined, tiny_encoder, zero_stage=3, micro_batch=2), workers=2)
+    np.testing.assert_allclose(losses(sharded), losses(plain), rtol=2e-4)
+    half = run(tmp_path, "bf16", settings(mined, tiny_encoder, precision="bf16"))
+    assert half[-1]["loss"] < half[0]["loss"]
+    np.testing.assert_allclose(losses(half)[0], losses(plain)[0], rtol=0.05)
+
+
+def test_a_sharded_checkpoint_of_two_workers_resumes(tmp_path: Path, mined: Mined, tiny_encoder: str) -> None:
+    work = settings(mined, tiny_encoder, zero_stage=3, micro_batch=2)
+    unbroken = run(tmp_path, "unbroken", work, workers=2)
+    resumed = run(tmp_path, "resumed", work, workers=2, resume=str(tmp_path / "unbroken" / "checkpoint-3"))
+    np.testing.assert_allclose(losses(resumed), losses(unbroken[3:]), rtol=1e-5)
 
 
 def test_a_resumed_run_repeats_an_unbroken_one_to_the_bit(tmp_path: Path, mined: Mined, tiny_encoder: str) -> None:
