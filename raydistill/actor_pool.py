@@ -10,15 +10,22 @@ from __future__ import annotations
 import json
 import logging
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
+from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydistill import errors
 from raydistill.config import RayConfig, WorkerConfig
 from raydistill.errors import RaydistillError, ResourceError
+
+_MOST_CRASHES = 4
+"""Deaths of an actor (out of memory, a crash, a lost node) after which a stage gives up."""
 
 ShardWorker = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -55,10 +62,48 @@ def connect(config: RayConfig) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
+def require_shared_root(root: str) -> None:
+    """Raise ResourceError when a root in the local file system is not the same folder on every node of the cluster."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if root.startswith("s3://") or len(nodes) < 2:
+        return
+    marker = Path(root.removeprefix("file://")) / f".nodes-{uuid.uuid4().hex}"
+    marker.touch()
+    try:
+        sees = ray.remote(num_cpus=0)(_exists)
+        answers = {
+            node["NodeManagerAddress"]: sees.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(str(marker))
+            for node in nodes
+        }
+        blind = [address for address, answer in answers.items() if not ray.get(answer)]
+    finally:
+        marker.unlink()
+    if blind:
+        raise ResourceError(
+            f"root {root} is a local folder that the node {blind[0]} does not share; use s3:// or a file system that all "
+            f"{len(nodes)} nodes mount at this path"
+        )
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(path)
+
+
 def require_resources(workers: WorkerConfig, stage: str) -> None:
     """Raise ResourceError when the cluster can never hold the actors; Ray itself would wait for ever without a word."""
     total = ray.cluster_resources()
-    for resource, wanted in (("CPU", workers.actors * workers.cpus), ("GPU", workers.actors * workers.gpus)):
+    largest = {
+        name: max(node["Resources"].get(name, 0.0) for node in ray.nodes() if node["Alive"]) for name in ("CPU", "GPU")
+    }
+    for resource, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
+        wanted = workers.actors * each
+        if each > largest[resource] + 1e-9 and wanted <= total.get(resource, 0.0) + 1e-9:
+            raise ResourceError(
+                f"{stage}.workers asks for {each:g} {resource} for one actor, but no node has more than "
+                f"{largest[resource]:g}; lower {stage}.workers.{resource.lower()}s"
+            )
         if wanted > total.get(resource, 0.0) + 1e-9:
             raise ResourceError(
                 f"{stage}.workers asks for {workers.actors} actors, together {wanted:g} {resource}, but the cluster has "
@@ -86,6 +131,18 @@ class _ShardActor:
             return {"receipt": self._work(spec)}
         except RaydistillError as error:
             return {"error": type(error).__name__, "message": str(error)}
+
+
+def _rows(dataset: Any, stage: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a running pool; an actor that died for good ends in a sentence."""
+    try:
+        yield from dataset.iter_rows()
+    except RayActorError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ResourceError(
+            f"a worker of stage {stage} died {_MOST_CRASHES + 1} times; most often its node is out of memory: make its "
+            f"shards smaller, or raise {stage}.workers.cpus so that fewer share a node. What is done is kept. Ray: {reason}"
+        ) from None
 
 
 def map_shards(
@@ -122,8 +179,11 @@ def map_shards(
         fn_constructor_kwargs={"worker": worker, "arguments": dict(arguments), "threads": max(1, int(pool.cpus))},
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
+        # Ray Data would restart an actor that its shard kills for ever.
+        max_restarts=_MOST_CRASHES,
+        max_task_retries=_MOST_CRASHES,
     )
-    for row in dataset.iter_rows():
+    for row in _rows(dataset, stage):
         answer = json.loads(row["answer"])
         if "error" in answer:
             raise getattr(errors, answer["error"], RaydistillError)(answer["message"])

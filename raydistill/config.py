@@ -65,7 +65,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 class Section(BaseModel):
     """Base of every section: immutable, unknown fields refused, defaults checked too."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class WorkerConfig(Section):
@@ -289,6 +291,17 @@ class TrainConfig(Section):
     workers: WorkerConfig = WorkerConfig()
 
     @model_validator(mode="after")
+    def _devices_fit(self) -> TrainConfig:
+        if self.workers.gpus not in (0.0, 1.0):
+            raise ValueError(
+                f"workers.gpus is {self.workers.gpus:g}: a training worker computes on the CPU (0) or on one whole GPU (1); "
+                "use more workers.actors for more GPUs"
+            )
+        if self.precision == "fp16" and self.workers.gpus == 0:
+            raise ValueError("precision fp16 needs a GPU (workers.gpus: 1); use bf16 or fp32 on the CPU")
+        return self
+
+    @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:
         per_step = self.micro_batch * self.workers.actors
         if self.global_batch % per_step:
@@ -302,7 +315,7 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     """What is measured on the test conversations."""
 
-    measures: tuple[str, ...] = ("nDCG@3", "nDCG@10", "R@10", "R@100", "RR")
+    measures: tuple[str, ...] = Field(default=("nDCG@3", "nDCG@10", "R@10", "R@100", "RR"), min_length=1)
     """ir_measures names."""
     depth: PositiveInt = 100
     """Passages retrieved a query."""
@@ -323,6 +336,18 @@ class EvaluateConfig(Section):
             except (ValueError, NameError, SyntaxError) as error:
                 raise ValueError(f"{name!r} is no ir_measures name ({error}); nDCG@10, R@100 and RR are examples") from None
         return names
+
+    @model_validator(mode="after")
+    def _deep_enough(self) -> EvaluateConfig:
+        import ir_measures
+
+        for name in self.measures:
+            cutoff = ir_measures.parse_measure(name).params.get("cutoff")
+            if cutoff is not None and cutoff > self.depth:
+                raise ValueError(
+                    f"measures has {name}, but only depth ({self.depth}) passages are retrieved; raise evaluate.depth"
+                )
+        return self
 
 
 class RayConfig(Section):
@@ -356,7 +381,9 @@ class DistillConfig(Section):
     @field_validator("root")
     @classmethod
     def _supported_root(cls, root: str) -> str:
-        if not root.startswith(("s3://", "file:///", "/")):
+        scheme, _, rest = root.partition("://")
+        known = (scheme == "s3" and rest.strip("/")) or (scheme == "file" and rest.startswith("/")) or root.startswith("/")
+        if not known:
             raise ValueError("must be s3://bucket/prefix, file:///absolute/path or a path")
         return root.rstrip("/")
 

@@ -27,11 +27,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DistillConfi
 
     Raises ConfigError naming file, field, value and what would be right.
     """
-    path = Path(path).expanduser().resolve()
+    path = Path(path).expanduser().absolute()
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no configuration file {path}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -47,6 +49,11 @@ def build_config(
     for override in overrides:
         _apply_override(merged, override)
     variables = merged.pop("vars", None) or {}
+    if not isinstance(variables, dict):
+        raise ConfigError(f"{place}: vars is {variables!r}; it must be a mapping of names to values")
+    empty = [name for name, value in variables.items() if value is None or value == ""]
+    if empty:
+        raise ConfigError(f"{place}: vars.{empty[0]} has no value; give it one")
     substituted = _substitute(merged, variables, place)
     try:
         return DistillConfig.model_validate(substituted, context={"folder": folder})
@@ -132,9 +139,14 @@ def _sentence(problem: Any) -> str:
     field = ".".join(str(part) for part in parts) or "configuration"
     if problem["type"] == "extra_forbidden":
         siblings = _field_names(parts[:-1])
-        close = difflib.get_close_matches(str(parts[-1]), siblings, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(str(parts[-1]), siblings, n=1, cutoff=0.7)
         hint = f"did you mean {close[0]!r}?" if close else f"the fields here are {', '.join(siblings)}"
         return f"{field}: there is no such field; {hint}"
+    if problem["type"] == "union_tag_invalid":
+        tag, expected = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "")
+        return f"{field}.{problem['ctx']['discriminator'].strip(chr(39))}: {tag!r} is none of {expected}"
+    if problem["type"] in ("tuple_type", "list_type"):
+        return f"{field}: must be a list, such as [{problem['input']}]"
     if problem["type"] == "missing":
         return f"{field}: this field is required; add it"
     message = problem["msg"].removeprefix("Value error, ")

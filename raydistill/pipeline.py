@@ -14,18 +14,21 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from raydistill import __version__
-from raydistill.actor_pool import connect
+from raydistill.actor_pool import connect, require_resources, require_shared_root
 from raydistill.config import DistillConfig, RecordedTeacherConfig
 from raydistill.config_loading import dump_config
 from raydistill.conversations.readers import read_conversations
-from raydistill.conversations.records import ConversationalQuery, ConversationSet
-from raydistill.encoders.documents import load_term_counter
+from raydistill.conversations.records import ConversationSet
+from raydistill.conversations.text import history_pairs
+from raydistill.encoders.documents import check_positions, load_term_counter
+from raydistill.errors import DataError
 from raydistill.index.publish import IndexVersion
 from raydistill.progress import output_console
 from raydistill.storage.artifacts import Artifact, fingerprint
 from raydistill.storage.files import input_files
 from raydistill.storage.probe import check_root
 from raydistill.storage.store import open_store
+from raydistill.teachers.recorded import matching_rewrites
 
 logger = logging.getLogger("raydistill")
 T = TypeVar("T")
@@ -49,6 +52,7 @@ def run(config: DistillConfig, until: str = "evaluate", dry_run: bool = False) -
         return
     chain.record_config()
     connect(config.ray)
+    chain.check_resources(until)
     getattr(chain, until)()
 
 
@@ -63,15 +67,60 @@ class Chain:
 
     def check(self) -> None:
         """Raise when an input is missing or malformed, the store is unfit, or a model cannot be loaded."""
-        check_root(self.config.root)
-        input_files(self.config.data.corpus)
-        for teacher in self.config.teachers:
-            if isinstance(teacher, RecordedTeacherConfig):
-                input_files([teacher.rewrites])
-        load_term_counter(self.config.student)
-        for source in (self.train_set, self.test_set):
-            for place, reason in source.quarantined:
+        config = self.config
+        check_root(config.root)
+        input_files(config.data.corpus)
+        for found in self.sets().values():
+            for place, reason in found.quarantined:
                 logger.warning("left out: %s: %s", place, reason)
+        if not any(self.test_set.qrels.values()):
+            raise DataError(
+                f"no turn of data.test has a judgement ({config.data.test.qrels or config.data.test.conversations}), so "
+                "nothing could be measured; check data.test.qrels and data.test.split"
+            )
+        recorded = [teacher for teacher in config.teachers if isinstance(teacher, RecordedTeacherConfig)]
+        self._check_ids(bool(recorded))
+        for teacher in recorded:
+            matching_rewrites(
+                teacher.rewrites, [each.query_id for found in self.sets().values() for each in found.queries()]
+            )
+        load_term_counter(config.student)
+        check_positions(config.student)
+
+    def _check_ids(self, recorded: bool) -> None:
+        """Warn of turns in both sets; raise DataError where one id means two turns and rewrites are looked up by id."""
+        train, test = ({each.query_id: each.question for each in found.queries()} for found in self.sets().values())
+        shared = train.keys() & test.keys()
+        same = [query_id for query_id in shared if train[query_id] == test[query_id]]
+        if same:
+            logger.warning("%d turns are in the training and in the test set: scores will flatter the student", len(same))
+        if recorded and len(same) < len(shared):
+            query_id = min(shared - set(same))
+            raise DataError(
+                f"query id {query_id!r} names one turn in data.train and another in data.test, and recorded rewrites are "
+                "found by id; give the turns of the two files ids of their own"
+            )
+
+    def check_resources(self, until: str) -> None:
+        """Raise ResourceError when the connected cluster can never hold the workers of a stage up to `until`."""
+        config = self.config
+        require_shared_root(config.root)
+        pools = {
+            **{
+                f"teachers.{teacher.name}": teacher.workers
+                for teacher in config.teachers
+                if not isinstance(teacher, RecordedTeacherConfig)
+            },
+            "index": config.index.workers,
+            "score": config.score.workers,
+            "train": config.train.workers,
+            "evaluate": config.evaluate.workers,
+        }
+        needed = {"teach": {"teach"}, "index": {"index"}}.get(until, set(STAGES[: STAGES.index(until) + 1]))
+        for stage, workers in pools.items():
+            if (stage.partition(".")[0].replace("teachers", "teach")) in needed:
+                # Shards decide how many actors there will be; at least one must fit, and training needs them all.
+                require_resources(workers if stage == "train" else workers.model_copy(update={"actors": 1}), stage)
 
     @cached_property
     def train_set(self) -> ConversationSet:
@@ -85,32 +134,39 @@ class Chain:
         data = self.config.data
         return read_conversations(data.test, data.reader, data.max_bad_rows)
 
-    def queries(self) -> list[ConversationalQuery]:
-        """All turns that teachers rewrite: training and test."""
-        both = [*self.train_set.queries(), *self.test_set.queries()]
-        return list({query.query_id: query for query in both}.values())
+    def sets(self) -> dict[str, ConversationSet]:
+        """Both sets of conversations by name. Ids are unique within a set only, so the two are never mixed."""
+        return {"train": self.train_set, "test": self.test_set}
 
-    @property
-    def queries_fingerprint(self) -> str:
-        """Identity of what the teachers read."""
-        inputs = {"train": self.train_set.fingerprint, "test": self.test_set.fingerprint}
-        return fingerprint("queries", 1, {}, inputs)
+    def planned_rewrites(self) -> dict[str, dict[str, Artifact]]:
+        """Addresses of all rewrites: set name -> teacher name -> artifact, computed or not."""
+        from raydistill.teachers.pool import rewrites_artifact
+
+        root, teachers = self.config.root, self.config.teachers
+        return {
+            name: {each.name: rewrites_artifact(each, _turns_fingerprint(found), root) for each in teachers}
+            for name, found in self.sets().items()
+        }
 
     # The stages.
 
-    def teach(self) -> Mapping[str, Artifact]:
-        """Rewrite every turn with every teacher, one teacher after another."""
-        from raydistill.teachers.pool import rewrites_artifact, teach
+    def teach(self) -> dict[str, dict[str, Artifact]]:
+        """Rewrite every turn of both sets with every teacher, one teacher after another; see `planned_rewrites`."""
+        from raydistill.teachers.pool import teach
 
         root, teachers = self.config.root, self.config.teachers
 
         def is_finished() -> bool:
-            planned = [rewrites_artifact(teacher, self.queries_fingerprint, root) for teacher in teachers]
+            planned = [artifact for by_teacher in self.planned_rewrites().values() for artifact in by_teacher.values()]
             return all(artifact.find_manifest() is not None for artifact in planned)
 
-        def rewrite() -> dict[str, Artifact]:
-            queries = self.queries()
-            return {teacher.name: teach(teacher, queries, self.queries_fingerprint, root) for teacher in teachers}
+        def rewrite() -> dict[str, dict[str, Artifact]]:
+            made: dict[str, dict[str, Artifact]] = {name: {} for name in self.sets()}
+            for teacher in teachers:
+                for name, found in self.sets().items():
+                    queries = list(found.queries())
+                    made[name][teacher.name] = teach(teacher, queries, _turns_fingerprint(found), root)
+            return made
 
         return self._stage("teach", is_finished, rewrite)
 
@@ -144,7 +200,9 @@ class Chain:
         """Mine candidates for the training turns."""
         from raydistill.index.mine import candidates_artifact, mine_candidates
 
-        rewrites, index = self.teach(), self.index()
+        # The corpus first: what is wrong with it should show before the teachers are paid.
+        _ = self.corpus
+        rewrites, index = self.teach()["train"], self.index()
         queries, qrels = list(self.train_set.queries()), self.train_set.qrels
         planned = candidates_artifact(self.config, queries, qrels, rewrites, index)
         return self._stage(
@@ -167,7 +225,8 @@ class Chain:
         """Measure everything on the test turns, write the report, and print the table."""
         from raydistill.evaluation.evaluate import evaluate, evaluation_artifact
 
-        rewrites, index, student = self.teach(), self.index(), self.train()
+        student = self.train()
+        rewrites, index = self.teach()["test"], self.index()
         inputs = (list(self.test_set.queries()), self.test_set.qrels, rewrites, index, student, self.config.root)
         planned = evaluation_artifact(self.config, *inputs)
         evaluation = self._stage(
@@ -183,12 +242,11 @@ class Chain:
         from raydistill.index.build import planned_index
         from raydistill.index.corpus import corpus_artifact
         from raydistill.index.mine import candidates_artifact
-        from raydistill.teachers.pool import rewrites_artifact
 
         config, root = self.config, self.config.root
         done: list[str] = []
-        rewrites = {each.name: rewrites_artifact(each, self.queries_fingerprint, root) for each in config.teachers}
-        if all(artifact.find_manifest() is not None for artifact in rewrites.values()):
+        rewrites = self.planned_rewrites()
+        if all(artifact.find_manifest() is not None for made in rewrites.values() for artifact in made.values()):
             done.append("teach")
         corpus = corpus_artifact(config.data, config.index.passages_per_segment, root)
         index = planned_index(config.index, config.student, corpus, root)
@@ -197,10 +255,10 @@ class Chain:
         done.append("index")
         # What follows is named by the index, so it can exist only if the index does.
         train = self.train_set
-        candidates = candidates_artifact(config, list(train.queries()), train.qrels, rewrites, index)
+        candidates = candidates_artifact(config, list(train.queries()), train.qrels, rewrites["train"], index)
         student = student_artifact(config, candidates)
         test = (list(self.test_set.queries()), self.test_set.qrels)
-        evaluation = evaluation_artifact(config, *test, rewrites, index, student, root)
+        evaluation = evaluation_artifact(config, *test, rewrites["test"], index, student, root)
         for stage, artifact in (("score", candidates), ("train", student), ("evaluate", evaluation)):
             if artifact.find_manifest() is not None:
                 done.append(stage)
@@ -216,7 +274,7 @@ class Chain:
     @cached_property
     def fingerprint(self) -> str:
         """Identity of everything in the configuration that changes results, and of the conversations."""
-        return fingerprint("run", 1, self.config, {"queries": self.queries_fingerprint})
+        return fingerprint("run", 1, self.config, {name: found.fingerprint for name, found in self.sets().items()})
 
     def stage_records(self) -> list[dict[str, Any]]:
         """Return the stage log: {"stage", "seconds", "skipped"} in order of the stages."""
@@ -268,3 +326,9 @@ class Chain:
         console.print(console_table(metrics))
         console.print(f"report   {store.root}/{self.prefix}/report.html", soft_wrap=True, highlight=False)
         console.print(f"student  {student.uri}", soft_wrap=True, highlight=False)
+
+
+def _turns_fingerprint(found: ConversationSet) -> str:
+    """Return the identity of what teachers read of a set: ids, questions and histories, no judgements."""
+    turns = [[query.query_id, query.question, history_pairs(query)] for query in found.queries()]
+    return fingerprint("turns", 1, turns, {})

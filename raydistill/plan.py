@@ -8,7 +8,6 @@ from raydistill.config import DistillConfig, WorkerConfig
 from raydistill.pipeline import STAGES, Chain
 from raydistill.progress import output_console
 from raydistill.storage.files import input_files
-from raydistill.teachers.pool import rewrites_artifact
 
 
 def print_plan(chain: Chain, until: str) -> None:
@@ -49,9 +48,9 @@ def _rows(chain: Chain, stage: str, done: list[str]) -> list[tuple[str, ...]]:
 
 def _teacher_row(chain: Chain, number: int) -> tuple[str, ...]:
     teacher = chain.config.teachers[number]
-    turns = len(chain.queries())
-    artifact = rewrites_artifact(teacher, chain.queries_fingerprint, chain.config.root)
-    state = "done" if artifact.find_manifest() is not None else "to run"
+    turns = sum(1 for found in chain.sets().values() for _ in found.queries())
+    made = [by_teacher[teacher.name].find_manifest() is not None for by_teacher in chain.planned_rewrites().values()]
+    state = "done" if all(made) else "to run or resume"
     workers = ("driver", "", "") if teacher.engine == "recorded" else _workers(teacher.workers)
     return (f"teach {teacher.name}", state, *workers, f"{turns} turns, {teacher.engine}")
 

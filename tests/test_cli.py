@@ -100,6 +100,51 @@ def test_an_unknown_passage_in_the_qrels_is_found_before_anything_is_encoded(
     assert not list((tmp_path / "root").glob("indexes/*/segments/*"))
 
 
+def test_a_corpus_mistake_shows_before_the_teachers_are_asked(
+    refused: Run, data: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    spoil_line(data / "corpus.jsonl", 5, "not JSON")
+    assert "corpus.jsonl:5" in refused(command="distill")
+    assert not list((tmp_path / "root").glob("artifacts/rewrites/*"))
+
+
+def test_test_turns_without_any_judgement_are_refused_before_ray_starts(refused: Run, data: Path) -> None:
+    header = (data / "qrels.tsv").read_text().splitlines()[0]
+    (data / "empty.tsv").write_text(header + "\n")
+    assert "no turn of data.test has a judgement" in refused(f"data.test.qrels={data / 'empty.tsv'}")
+
+
+def test_an_id_of_two_turns_is_refused_where_rewrites_are_found_by_id(refused: Run, data: Path) -> None:
+    lines = [json.loads(line) for line in (data / "conversations.jsonl").read_text().splitlines()]
+    other = [{**line, "turns": [{**turn, "user": f"{turn['user']} really"} for turn in line["turns"]]} for line in lines]
+    (data / "other.jsonl").write_text("".join(json.dumps(line) + "\n" for line in other))
+    ids = [turn["query_id"] for line in lines for turn in line["turns"]]
+    (data / "human.jsonl").write_text("".join(json.dumps({"_id": each, "text": "a full query"}) + "\n" for each in ids))
+    message = refused(
+        f"data.test.conversations={data / 'other.jsonl'}",
+        "data.test.split=train",
+        f"teachers=[{{engine: recorded, name: human, rewrites: {data / 'human.jsonl'}}}]",
+    )
+    assert "names one turn in data.train and another in data.test" in message
+
+
+def test_malformed_recorded_rewrites_are_named_before_ray_starts(refused: Run, data: Path) -> None:
+    (data / "human.jsonl").write_text('{"_id": "x", "text": "y"}\nnot JSON\n')
+    message = refused(f"teachers=[{{engine: recorded, name: human, rewrites: {data / 'human.jsonl'}}}]")
+    assert "human.jsonl:2" in message
+
+
+def test_a_lost_segment_is_built_again(data: Path, tmp_path: Path, ray_cluster: None) -> None:
+    command = ["index", *arguments(data, str(tmp_path / "root"))]
+    assert main(command) == 0
+    segments = sorted((tmp_path / "root").glob("indexes/*/segments/*/*"))
+    content = segments[0].read_bytes()
+    segments[0].unlink()
+    assert main(command) == 0
+    assert segments[0].read_bytes() == content
+    assert len(list((tmp_path / "root").glob("indexes/*/manifests/*"))) == 1
+
+
 def test_a_missing_bucket_is_named_before_ray_starts(refused: Run, s3_endpoint: str) -> None:
     message = refused(root="s3://no-such-bucket-here/runs")
     assert "no-such-bucket-here" in message

@@ -79,6 +79,17 @@ def test_a_dumped_configuration_loads_as_an_equal_one(config_file: Path, tmp_pat
         ("teachers.other.name=x", "'other' is neither the name nor the number of one of the 2 items"),
         ("root=gs://bucket/x", "root: must be s3://bucket/prefix, file:///absolute/path or a path"),
         ("student.model=${nothing}", "uses ${nothing}, which vars does not define"),
+        ("train.workers.gpus=0.5", "a training worker computes on the CPU (0) or on one whole GPU (1)"),
+        ("train.precision=fp16", "precision fp16 needs a GPU"),
+        ("train.epochs=.inf", "train.epochs: Input should be a finite number"),
+        ("evaluate.measures=[R@1000]", "only depth (100) passages are retrieved; raise evaluate.depth"),
+        ("evaluate.measures=[]", "evaluate.measures"),
+        ("evaluate.measures=nDCG@10", "evaluate.measures: must be a list, such as [nDCG@10]"),
+        ("teachers.llm.engine=gpt", "teachers.1.engine: 'gpt' is none of recorded, transformers"),
+        ("train.nosuch=1", "train.nosuch: there is no such field; the fields here are"),
+        ("root=s3://", "root: must be s3://bucket/prefix"),
+        ("vars=3", "vars is 3; it must be a mapping"),
+        ("vars.data=", "vars.data has no value"),
         ("train.epochs", "must have the form section.field=value"),
         ("run.name=x", "run is a plain value and has no fields"),
     ],
@@ -93,6 +104,8 @@ def test_a_mistake_is_one_sentence_that_names_field_and_fix(config_file: Path, o
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no configuration file .*nowhere\.yaml"):
         load_config(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config(tmp_path)
     broken = tmp_path / "broken.yaml"
     broken.write_text("run: [unclosed")
     with pytest.raises(ConfigError, match=r"broken\.yaml is no valid YAML"):

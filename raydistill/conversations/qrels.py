@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from raydistill.conversations.rows import BadRow, Line, RowError, numbered_lines
 from raydistill.errors import DataError
 from raydistill.storage.files import open_input
+
+_GRADE = re.compile(r"-?[0-9]{1,9}", re.ASCII)
 
 Qrels = dict[str, dict[str, int]]
 _HEADER_STARTS = ("query-id", "query_id", "qid")
@@ -110,7 +113,6 @@ def _fields(text: str) -> tuple[str, str, int]:
     if len(columns) != 3 or not columns[0] or not columns[1]:
         raise RowError("is neither BEIR qrels (query-id<TAB>corpus-id<TAB>score) nor TREC qrels (query 0 passage grade)")
     query_id, passage_id, grade = columns
-    try:
-        return query_id, passage_id, int(grade)
-    except ValueError:
-        raise RowError(f"grade {grade!r} is not an integer") from None
+    if not _GRADE.fullmatch(grade):
+        raise RowError(f"grade {grade!r} is not an integer")
+    return query_id, passage_id, int(grade)

@@ -34,6 +34,8 @@ def read_conversations(source: ConversationSource, reader: str, max_bad_rows: in
         raise DataError(f"there is no conversation reader {reader!r}; data.reader can be {', '.join(sorted(READERS))}")
     quarantine = Quarantine(max_bad_rows)
     file = READERS[reader](source.conversations, quarantine)
+    if not file.conversations and not quarantine.rows:
+        raise DataError(f"{file.uri}: holds no conversation; check the path and data.reader")
     qrels = file.qrels if source.qrels is None else _judgements(source.qrels, file, quarantine)
     kept = _of_split(file, source)
     query_ids = {turn.query_id for conversation in kept for turn in conversation.turns}

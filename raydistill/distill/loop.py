@@ -9,6 +9,7 @@ accumulation the first pass runs without one and each micro-batch is encoded aga
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -23,11 +24,14 @@ from raydistill.config import StudentConfig, TrainConfig
 from raydistill.conversations.text import student_text
 from raydistill.distill.step import StepTensors, query_gradients
 from raydistill.distill.stream import CandidateStream, MinedQuery, Prefetch, StepBatch
+from raydistill.encoders.checkpoint import SETTINGS_FILE, load_student
 from raydistill.encoders.splade import SpladeModel
 from raydistill.errors import TrainingError
+from raydistill.model_source import resolve_model
 
 Record = dict[str, float]
 _CALIBRATION_QUERIES = 256
+_POSITION = "position.json"
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,22 @@ class Trainer:
         self.steps = stream.steps(config.epochs)
         self.step = 0
         torch.manual_seed(config.seed)
-        model = SpladeModel.from_config(student)
-        if student.head == "identity":
-            texts = [self.text(query) for query in stream.sample_queries(_CALIBRATION_QUERIES)]
-            model.calibrate(texts, tokenizer, student.active_share, student.text.max_tokens)
+        model = self._starting_model()
         if config.dropout is not None:
             _set_dropout(model, config.dropout)
         self.engine = _deepspeed_engine(model.to(place.device), config, place)
+
+    def _starting_model(self) -> SpladeModel:
+        student = self._student
+        folder = Path(resolve_model(student.model, "student.model"))
+        if (folder / SETTINGS_FILE).is_file():
+            # An earlier student of ours goes on with the head that it learned.
+            return load_student(folder, student.trust_remote_code).model
+        model = SpladeModel.from_config(student)
+        if student.head == "identity":
+            texts = [self.text(query) for query in self._stream.sample_queries(_CALIBRATION_QUERIES)]
+            model.calibrate(texts, self._tokenizer, student.active_share, student.text.max_tokens)
+        return model
 
     def text(self, query: MinedQuery) -> str:
         """Return the student's text form of a mined query."""
@@ -124,26 +137,36 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Write this worker's part of a checkpoint; every worker must call it."""
-        state = {"step": self.step, "workers": self._place.workers, "seed": self._config.seed}
-        self.engine.save_checkpoint(str(folder), tag="state", client_state=state)
+        position = {"step": self.step, **self._layout()}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _POSITION).write_text(json.dumps(position))
+        self.engine.save_checkpoint(str(folder), tag="state")
 
     def restore(self, folder: Path) -> None:
-        """Continue from a checkpoint. Raises TrainingError when it is unreadable or of another number of workers."""
-        path, state = self.engine.load_checkpoint(str(folder), tag="state")
+        """Continue from a checkpoint. Raises TrainingError when it is unreadable, or of another layout of workers."""
+        position = json.loads((folder / _POSITION).read_text())
+        for name, field in (("workers", "train.workers.actors"), ("zero_stage", "train.zero_stage")):
+            # DeepSpeed's own message for this is an AssertionError without text, after the fact.
+            if position[name] != self._layout()[name]:
+                raise TrainingError(
+                    f"the checkpoint at step {position['step']} was written with {field}={position[name]} and cannot be "
+                    f"continued with {self._layout()[name]}; set it back, or change another training field to start anew"
+                )
+        path, _ = self.engine.load_checkpoint(str(folder), tag="state")
         if path is None:
             raise TrainingError(f"the checkpoint in {folder} holds no DeepSpeed state; remove it to start again")
-        if state["workers"] != self._place.workers:
-            raise TrainingError(
-                f"the checkpoint is of {state['workers']} workers and cannot be continued by {self._place.workers}; "
-                f"set train.workers.actors={state['workers']}"
-            )
-        self.step = int(state["step"])
+        self.step = int(position["step"])
 
     def full_model(self) -> SpladeModel | None:
-        """Return the whole student on rank 0 (None elsewhere); every worker must call it, for ZeRO stage 3."""
-        if self._config.zero_stage == 3:
-            _gather(self.engine.module)
-        return self.engine.module if self._place.rank == 0 else None
+        """Return the whole student in float32 on rank 0 (None elsewhere).
+
+        Every worker must call it, for its shards, and the engine must not be used afterwards.
+        """
+        _restore_whole(self.engine.module)
+        return self.engine.module.float() if self._place.rank == 0 else None
+
+    def _layout(self) -> dict[str, int]:
+        return {"workers": self._place.workers, "zero_stage": self._config.zero_stage}
 
     def _train_step(self, batch: StepBatch) -> Record:
         share = learning_rate_share(self.step, self.steps, self._config.warmup_share)
@@ -225,15 +248,18 @@ def _gathered(vectors: Tensor, place: Workplace) -> Tensor:
     return gathered
 
 
-def _gather(model: torch.nn.Module) -> None:
-    """Replace ZeRO-3 shards by whole parameters on every worker; the engine must not be used afterwards."""
+def _restore_whole(model: torch.nn.Module) -> None:
+    """Replace shards and rounded copies by whole float32 parameters: those that the optimizer kept, where it did."""
     import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param
 
     parameters = list(model.parameters())
-    with deepspeed.zero.GatheredParameters(parameters):
-        whole = [parameter.detach().clone() for parameter in parameters]
-    for parameter, value in zip(parameters, whole, strict=True):
-        parameter.data = value
+    kept = [safe_get_full_fp32_param(parameter) if parameter.requires_grad else None for parameter in parameters]
+    sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    with deepspeed.zero.GatheredParameters(sharded):
+        gathered = [parameter.detach().float().clone() for parameter in parameters]
+    for parameter, exact, value in zip(parameters, kept, gathered, strict=True):
+        parameter.data = value if exact is None else exact.float().reshape(value.shape)
 
 
 def _set_dropout(model: torch.nn.Module, share: float) -> None:

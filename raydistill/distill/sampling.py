@@ -7,6 +7,7 @@ passages.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,12 +62,14 @@ def draw(
     ranking = [int(position) for position in np.argsort(-scores, kind="stable")]
     top = [position for position in ranking[: policy.top] if position not in golds]
     taken += top[: policy.passages - len(taken)]
-    first = min(policy.first_rank, len(ranking))
     known = golds | set(top)
-    window = np.asarray(
-        [position for position in ranking[first - 1 : policy.last_rank] if position not in known], dtype=np.int64
+    window = [position for position in ranking[policy.first_rank - 1 : policy.last_rank] if position not in known]
+    missing = policy.passages - len(taken)
+    if len(window) < missing:
+        better = [position for position in ranking[: policy.first_rank - 1] if position not in known]
+        window = better[max(0, len(better) - (missing - len(window))) :] + window
+    drawn: Iterable[int] = (
+        random.choice(window, size=min(missing, len(window)), replace=False) if window and missing > 0 else []
     )
-    missing = min(policy.passages - len(taken), len(window))
-    drawn = random.choice(window, size=missing, replace=False) if missing > 0 else window[:0]
-    positions = np.concatenate([np.asarray(taken, dtype=np.int64), drawn])
+    positions = np.asarray([*taken, *drawn], dtype=np.int64)
     return Sample(positions, 0 if golds else -1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -20,11 +21,12 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from raydistill import errors
 from raydistill.actor_pool import require_resources
 from raydistill.config import DistillConfig
 from raydistill.distill.stream import CandidateStream
 from raydistill.encoders.documents import MODEL_FILES, load_tokenizer
-from raydistill.errors import RaydistillError, TrainingError
+from raydistill.errors import ConfigError, CorruptObjectError, DataError, RaydistillError, TrainingError
 from raydistill.index.publish import IndexVersion
 from raydistill.model_source import model_identity
 from raydistill.progress import track
@@ -80,10 +82,20 @@ def train(config: DistillConfig, candidates: Artifact, index: IndexVersion) -> A
         ),
     )
     with _shown_progress(board):
+        before = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit()
+        except SystemExit:
+            # Ray Train takes Ctrl-C for itself and exits with status 0.
+            raise KeyboardInterrupt from None
         except Exception as error:
             raise _training_error(error) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, before)
+    failure = ray.get(board.failure.remote())
+    if failure is not None:
+        raise getattr(errors, failure[0])(failure[1])
     names = sorted(ArtifactWriter(student).finished())
     if "config.json" not in names:
         raise TrainingError(f"training ended without an exported student in {student.uri}; submit the same job again")
@@ -130,12 +142,19 @@ class _ProgressBoard:
 
     def __init__(self) -> None:
         self._state: tuple[int, int, str] = (0, 0, "")
+        self._failure: tuple[str, str] | None = None
 
     def write(self, step: int, steps: int, note: str) -> None:
         self._state = (step, steps, note)
 
     def read(self) -> tuple[int, int, str]:
         return self._state
+
+    def fail(self, kind: str, message: str) -> None:
+        self._failure = (kind, message)
+
+    def failure(self) -> tuple[str, str] | None:
+        return self._failure
 
 
 @contextmanager
@@ -195,7 +214,18 @@ class _Recorder:
 
 
 def _train_worker(loop_config: dict[str, Any]) -> None:
-    """Entry of every training worker."""
+    """Entry of every training worker.
+
+    A wrong configuration and a diverged loss meet every worker alike and would meet every retry: they are handed to the
+    driver as data and the worker ends, where an exception would have Ray Train start the group again.
+    """
+    try:
+        _train(loop_config)
+    except (ConfigError, TrainingError, DataError, CorruptObjectError) as error:
+        ray.get(loop_config["board"].fail.remote(type(error).__name__, str(error)))
+
+
+def _train(loop_config: dict[str, Any]) -> None:
     import torch
 
     settings = json.loads(loop_config["settings"])

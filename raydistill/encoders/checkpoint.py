@@ -86,22 +86,23 @@ def save_student(model: SpladeModel, tokenizer: Any, folder: Path | str, text: T
     (folder / "README.md").write_text(card if card.startswith("---") else CARD_HEADER + card, encoding="utf-8")
 
 
-def load_student(folder: Path | str) -> Student:
+def load_student(folder: Path | str, trust_remote_code: bool = False) -> Student:
     """Load what `save_student` wrote, or a plain Hugging Face folder with an MLM head (then with default text settings).
 
+    trust_remote_code lets the folder's own Python code run, for architectures that transformers does not have.
     Raises ConfigError when the folder holds no such model, or was written by a newer format.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} holds no Hugging Face model (config.json is missing)")
     head, text, scale = _read_settings(folder)
-    model = load_model(str(folder), None, head, trust_remote_code=False, field="student")
+    model = load_model(str(folder), None, head, trust_remote_code, field="student")
     if model.identity is not None:
         bias = load_file(folder / DENSE_FOLDER / "model.safetensors")["linear.bias"]
         with torch.no_grad():
             model.identity.bias.copy_(bias)
             model.identity.scale.fill_(scale)
-    return Student(model, load_tokenizer(str(folder), None, False, "student.model"), text)
+    return Student(model, load_tokenizer(str(folder), None, trust_remote_code, "student.model"), text)
 
 
 def _read_settings(folder: Path) -> tuple[HeadKind, TextConfig, float]:

@@ -25,6 +25,8 @@ MODEL_FILES = (
     "raydistill.json",
     "*/config.json",
     "*/*.safetensors",
+    "*.py",
+    "*.model",
 )
 
 
@@ -72,6 +74,15 @@ def load_tokenizer(model: str, revision: str | None, trust_remote_code: bool, fi
         raise ConfigError(f"{field}: no tokenizer could be loaded from {model!r}: {_first_line(error)}") from error
 
 
+def check_positions(student: StudentConfig) -> None:
+    """Raise ConfigError when the student's text may be longer than its model can read; reads the configuration only."""
+    limit = getattr(_model_config(student), "max_position_embeddings", None)
+    if limit is not None and student.text.max_tokens > limit:
+        raise ConfigError(
+            f"student.text.max_tokens is {student.text.max_tokens}, but {student.model!r} reads at most {limit} tokens"
+        )
+
+
 def document_encoder_settings(documents: DocumentsConfig, student: StudentConfig) -> dict[str, Any]:
     """Return what the document vectors depend on (collection statistics aside), as JSON values for a fingerprint.
 
@@ -95,7 +106,7 @@ def _load_splade(documents: SpladeDocumentsConfig, student: StudentConfig, devic
     field = "index.documents"
     folder = resolve_model(documents.model, f"{field}.model")
     if (Path(folder) / SETTINGS_FILE).is_file():
-        stored = load_student(folder)
+        stored = load_student(folder, documents.trust_remote_code)
         model, tokenizer = stored.model, stored.tokenizer
     else:
         _check_pooling(documents)
@@ -137,14 +148,17 @@ def _check_pooling(documents: SpladeDocumentsConfig) -> None:
 
 
 def _configured_vocabulary_size(student: StudentConfig) -> int:
+    return int(getattr(_model_config(student), "vocab_size", 0) or 0)
+
+
+def _model_config(student: StudentConfig) -> Any:
     from transformers import AutoConfig
 
     folder = resolve_model(student.model, "student.model")
     try:
-        config = AutoConfig.from_pretrained(folder, revision=student.revision, trust_remote_code=student.trust_remote_code)
+        return AutoConfig.from_pretrained(folder, revision=student.revision, trust_remote_code=student.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"student.model: {student.model!r} has no readable config.json: {_first_line(error)}") from error
-    return int(getattr(config, "vocab_size", 0) or 0)
 
 
 def _first_line(error: BaseException) -> str:

@@ -223,6 +223,7 @@ def _searched_parts(
         "student_config": config.student,
         "student": student,
         "depth": config.evaluate.depth,
+        "device": "cuda" if config.evaluate.workers.gpus else "cpu",
     }
     with track("evaluate", len(judged), "turns") as advance:
         advance(sum(part.counters["turns"] for part in done.values()))

@@ -50,6 +50,7 @@ class QueryWorker:
         student_config: StudentConfig,
         student: Artifact,
         depth: int,
+        device: str,
     ) -> None:
         from raydistill.encoders.checkpoint import load_student
 
@@ -57,10 +58,10 @@ class QueryWorker:
         self._depth = depth
         self._searcher = open_searcher(index)
         self._passage_share = passage_share(self._searcher)
-        self._documents = load_document_encoder(documents, student_config, index.open_statistics())
+        self._documents = load_document_encoder(documents, student_config, index.open_statistics(), device)
         with tempfile.TemporaryDirectory() as folder:
-            loaded = load_student(fetch_folder(student, Path(folder)))
-        self._student = loaded.encoder()
+            loaded = load_student(fetch_folder(student, Path(folder)), student_config.trust_remote_code)
+        self._student = loaded.encoder(device=device)
         self._text = student_config.text
         self._separator = loaded.tokenizer.sep_token or ""
         for encoder in (self._documents, self._student):  # compile and allocate before the first clock starts

@@ -29,6 +29,7 @@ from raydistill.index.publish import IndexVersion, IndexWriter, find_version, ma
 from raydistill.index.segment import FORMAT_VERSION, Impacts, write_segment
 from raydistill.progress import track
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, Part, fingerprint
+from raydistill.storage.store import open_store
 
 _BUILD_VERSION = 1
 _LEXICON_VERSION = 1
@@ -83,7 +84,17 @@ def build_index(config: IndexConfig, student: StudentConfig, corpus: Artifact, r
 def planned_index(config: IndexConfig, student: StudentConfig, corpus: Artifact, root: str) -> IndexVersion | None:
     """Return the version that `build_index` would return without building anything, or None."""
     encoder = document_encoder_settings(config.documents, student)
-    return find_version(root, config.name, _fingerprint(config, encoder, corpus))
+    version = find_version(root, config.name, _fingerprint(config, encoder, corpus))
+    if version is None or not _is_whole(version):
+        return None
+    return version
+
+
+def _is_whole(version: IndexVersion) -> bool:
+    """Whether every segment is still there. A lost one is built again, to the same bytes under the same name."""
+    store = open_store(version.root)
+    found = {info.key: info.size for info in store.list(f"indexes/{version.name}/segments/")}
+    return all(found.get(segment.key) == segment.size for segment in version.segments)
 
 
 def _fingerprint(config: IndexConfig, encoder: dict[str, Any], corpus: Artifact) -> str:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from raydistill.actor_pool import map_shards
 from raydistill.config import RecordedTeacherConfig, TeacherConfig, TransformersTeacherConfig
 from raydistill.conversations.records import ConversationalQuery, Turn
-from raydistill.errors import DataError, TeacherError
+from raydistill.errors import TeacherError
 from raydistill.model_source import model_identity
 from raydistill.progress import track
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
@@ -26,7 +26,7 @@ from raydistill.storage.parts import Part
 from raydistill.teachers.cache import EngineIdentity, GenerationCache
 from raydistill.teachers.engine import Engine, Failure, Generation, Sampling
 from raydistill.teachers.prompts import find_template
-from raydistill.teachers.recorded import read_recorded
+from raydistill.teachers.recorded import matching_rewrites
 from raydistill.teachers.rewriting import (
     Rewrite,
     Rewriter,
@@ -103,12 +103,7 @@ def rewrites_artifact(teacher: TeacherConfig, queries_fingerprint: str, root: st
 def _recorded_parts(
     teacher: RecordedTeacherConfig, queries: Sequence[ConversationalQuery], artifact: Artifact
 ) -> list[Part]:
-    texts = read_recorded(teacher.rewrites)
-    if queries and not any(query.query_id in texts for query in queries):
-        raise DataError(
-            f"{teacher.rewrites}: none of its ids is the id of a query (queries are named like {queries[0].query_id!r}, the "
-            f"file's like {next(iter(texts))!r}); check that rewrites and conversations belong together"
-        )
+    texts = matching_rewrites(teacher.rewrites, [query.query_id for query in queries])
     parts = []
     for start, stop in _ranges(len(queries), _RECORDED_ROWS_PER_PART):
         rows = [recorded_row(query.query_id, query.question, texts) for query in queries[start:stop]]

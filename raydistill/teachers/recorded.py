@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from raydistill.conversations.rows import BadRow, RowError, identifier, json_object, numbered_lines, optional_text
 from raydistill.errors import DataError
 from raydistill.storage.files import open_input
@@ -27,6 +29,17 @@ def read_recorded(uri: str) -> dict[str, str]:
                 raise DataError(f"{line.place}: query id {query_id!r} has another text on an earlier line; keep one of them")
     if not texts:
         raise DataError(f"{uri}: holds no rewrite; check the path")
+    return texts
+
+
+def matching_rewrites(uri: str, query_ids: Sequence[str]) -> dict[str, str]:
+    """Read as `read_recorded`, and raise DataError when the file knows none of the queries."""
+    texts = read_recorded(uri)
+    if query_ids and not any(query_id in texts for query_id in query_ids):
+        raise DataError(
+            f"{uri}: none of its ids is the id of a query (queries are named like {query_ids[0]!r}, the file's like "
+            f"{next(iter(texts))!r}); check that rewrites and conversations belong together"
+        )
     return texts
 
 

@@ -94,6 +94,13 @@ def test_zero_stages_agree_and_bf16_learns(tmp_path: Path, mined: Mined, tiny_en
     np.testing.assert_allclose(losses(half)[0], losses(plain)[0], rtol=0.05)
 
 
+def test_a_checkpoint_of_another_layout_is_refused_with_the_fix(tmp_path: Path, mined: Mined, tiny_encoder: str) -> None:
+    run(tmp_path, "first", settings(mined, tiny_encoder))
+    checkpoint = str(tmp_path / "first" / "checkpoint-3")
+    with pytest.raises(AssertionError, match=r"written with train\.zero_stage=1 and cannot be continued with 2"):
+        run(tmp_path, "second", settings(mined, tiny_encoder, zero_stage=2), resume=checkpoint)
+
+
 def test_a_sharded_checkpoint_of_two_workers_resumes(tmp_path: Path, mined: Mined, tiny_encoder: str) -> None:
     work = settings(mined, tiny_encoder, zero_stage=3, micro_batch=2)
     unbroken = run(tmp_path, "unbroken", work, workers=2)

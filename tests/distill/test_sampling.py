@@ -38,9 +38,13 @@ def test_a_draw_keeps_its_promises(case: tuple[np.ndarray, np.ndarray, SamplingC
     assert len(drawn_golds) == min(1, len(golds))
     assert (sample.gold == 0 and positions[0] in golds) if len(golds) else sample.gold == -1
     ranking = np.argsort(-scores, kind="stable").tolist()
-    first = min(policy.first_rank, len(ranking))
-    allowed = set(ranking[: policy.top]) | set(ranking[first - 1 : policy.last_rank]) | set(drawn_golds)
-    assert set(positions) <= allowed
+    inside = set(ranking[: policy.top]) | set(ranking[policy.first_rank - 1 : policy.last_rank])
+    inside = (inside - set(golds.tolist())) | set(drawn_golds)
+    reachable = len([position for position in ranking[: policy.last_rank] if position not in golds]) + len(drawn_golds)
+    top_beyond = len([position for position in ranking[policy.last_rank : policy.top] if position not in golds])
+    assert len(positions) == min(policy.passages, reachable + top_beyond)
+    if len(inside) >= policy.passages:
+        assert set(positions) <= inside, "the window is widened only when it holds too few"
     if policy.passages >= policy.top + 1 + len(golds):
         assert set(ranking[: policy.top]) - set(golds.tolist()) <= set(positions)
     again = draw(scores, golds, policy, seed, epoch, "q")

@@ -1,0 +1,57 @@
+"""Pools of actors: receipts, errors that travel as sentences, and shards that kill their worker."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from raydistill.actor_pool import map_shards, require_resources
+from raydistill.config import WorkerConfig
+from raydistill.errors import DataError, ResourceError
+
+
+class Doubler:
+    """Doubles a number; refuses one, dies of another."""
+
+    def __init__(self, refused: int = -1, deadly: int = -1) -> None:
+        if refused == 0:
+            raise DataError("the constructor refuses 0; ask for another")
+        self._refused, self._deadly = refused, deadly
+
+    def __call__(self, spec: dict[str, Any]) -> dict[str, Any]:
+        if spec["n"] == self._refused:
+            raise DataError(f"file.txt:{spec['n']} is bad; correct the line")
+        if spec["n"] == self._deadly:
+            os._exit(1)
+        return {"n": 2 * spec["n"]}
+
+
+SPECS = [{"n": n} for n in range(1, 6)]
+
+
+def test_every_shard_gives_its_receipt(ray_cluster: None) -> None:
+    receipts = list(map_shards(SPECS, Doubler, {}, WorkerConfig(actors=2), "index"))
+    assert sorted(receipt["n"] for receipt in receipts) == [2, 4, 6, 8, 10]
+    assert list(map_shards([], Doubler, {}, WorkerConfig(), "index")) == []
+
+
+@pytest.mark.parametrize(("refused", "sentence"), [(3, "file.txt:3 is bad"), (0, "the constructor refuses 0")])
+def test_an_error_of_a_worker_arrives_as_it_was_raised(ray_cluster: None, refused: int, sentence: str) -> None:
+    with pytest.raises(DataError) as caught:
+        list(map_shards(SPECS, Doubler, {"refused": refused}, WorkerConfig(), "index"))
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shard_that_kills_its_worker_again_and_again_ends_the_stage(ray_cluster: None) -> None:
+    with pytest.raises(ResourceError, match="a worker of stage index died 5 times"):
+        list(map_shards(SPECS, Doubler, {"deadly": 4}, WorkerConfig(), "index"))
+
+
+def test_actors_that_no_node_can_hold_are_refused(ray_cluster: None) -> None:
+    with pytest.raises(ResourceError, match="together 3 CPU, but the cluster has 2"):
+        require_resources(WorkerConfig(actors=3), "index")
+    with pytest.raises(ResourceError, match="together 1 GPU, but the cluster has 0"):
+        require_resources(WorkerConfig(gpus=1), "train")
