@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import ray
 import ray.data
 from ray.exceptions import RayActorError
+from ray.util.annotations import RayDeprecationWarning
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydistill import errors
@@ -171,18 +173,21 @@ def map_shards(
     pool = workers.model_copy(update={"actors": min(workers.actors, len(specs))})
     require_resources(pool, stage)
     rows = [{"spec": json.dumps(spec)} for spec in specs]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _ShardActor,
-        batch_size=1,
-        batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=pool.actors),
-        fn_constructor_kwargs={"worker": worker, "arguments": dict(arguments), "threads": max(1, int(pool.cpus))},
-        num_cpus=pool.cpus,
-        num_gpus=pool.gpus or None,
-        # Ray Data would restart an actor that its shard kills for ever.
-        max_restarts=_MOST_CRASHES,
-        max_task_retries=_MOST_CRASHES,
-    )
+    with warnings.catch_warnings():
+        # Ray 2.60 wants named parameters, but has none yet for restarts (pyproject.toml keeps Ray below 2.64).
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _ShardActor,
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=pool.actors),
+            fn_constructor_kwargs={"worker": worker, "arguments": dict(arguments), "threads": max(1, int(pool.cpus))},
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus or None,
+            # Ray Data would restart an actor that its shard kills for ever.
+            max_restarts=_MOST_CRASHES,
+            max_task_retries=_MOST_CRASHES,
+        )
     for row in _rows(dataset, stage):
         answer = json.loads(row["answer"])
         if "error" in answer:
