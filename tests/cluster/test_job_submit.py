@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -13,41 +14,63 @@ import boto3
 import pytest
 
 from raydistill.storage.store import open_store
-from tests.conftest import free_port
+from tests.conftest import free_ports
 from tests.small_world import CHECKOUT, arguments, environment, small_world
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
+PORTS = (
+    "port",
+    "dashboard-port",
+    "ray-client-server-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "metrics-export-port",
+    "runtime-env-agent-port",
+    "node-manager-port",
+    "object-manager-port",
+)
+
+
 @pytest.fixture
 def ray_head(s3_endpoint: str, tmp_path: Path) -> Iterator[str]:
     """Dashboard URL of a head node of its own; its jobs and workers inherit the S3 server's address."""
-    ports = {
-        name: str(free_port())
-        for name in (
-            "port",
-            "dashboard-port",
-            "ray-client-server-port",
-            "dashboard-agent-listen-port",
-            "dashboard-agent-grpc-port",
-            "metrics-export-port",
-            "runtime-env-agent-port",
-            "node-manager-port",
-            "object-manager-port",
-        )
-    }
-    command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--dashboard-host=127.0.0.1"]
-    command += [f"--{name}={port}" for name, port in ports.items()]
-    log = tmp_path / "head.log"
-    with log.open("w") as stream:
-        head = subprocess.Popen(command, env=environment(), stdout=stream, stderr=stream)
-    url = f"http://127.0.0.1:{ports['dashboard-port']}"
+    for attempt in range(3):
+        log = tmp_path / f"head-{attempt}.log"
+        head, url = _start_head(log)
+        # Another process may take a port between our look and Ray's: the head then ends, and others are tried.
+        if _answers(f"{url}/api/version", head):
+            break
+        head.kill()
+        head.wait(timeout=60)
+    else:
+        raise AssertionError(f"no head came up in three tries: {log.read_text()}")
     try:
-        _wait_for(f"{url}/api/version", head, log)
         yield url
     finally:
         head.terminate()
         head.wait(timeout=60)
+
+
+def _start_head(log: Path) -> tuple[subprocess.Popen[bytes], str]:
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--dashboard-host=127.0.0.1"]
+    command += [f"--{name}={port}" for name, port in ports.items()]
+    with log.open("w") as stream:
+        head = subprocess.Popen(command, env=environment(), stdout=stream, stderr=stream)
+    return head, f"http://127.0.0.1:{ports['dashboard-port']}"
+
+
+def _answers(url: str, head: subprocess.Popen[bytes]) -> bool:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and head.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return True
+        except OSError:
+            time.sleep(0.3)
+    return False
 
 
 @pytest.mark.timeout(600)
@@ -77,15 +100,4 @@ def _assert_secrets_are_nowhere(root: str) -> None:
             if item["Key"].endswith((".json", ".yaml", ".jsonl", ".html")):
                 body = client.get_object(Bucket=bucket, Key=item["Key"])["Body"].read()
                 assert b"AWS_SECRET_ACCESS_KEY" not in body, item["Key"]
-
-
-def _wait_for(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        assert head.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(url, timeout=2).close()
-            return
-        except OSError:
-            time.sleep(0.3)
-    raise AssertionError(f"the head's dashboard did not answer: {log.read_text()}")
+                assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in body, item["Key"]
