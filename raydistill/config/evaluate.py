@@ -1,0 +1,45 @@
+"""The evaluation."""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from raydistill.config.fields import Operational, Section, WorkerConfig
+
+
+class EvaluateConfig(Section):
+    """What is measured on the test conversations."""
+
+    measures: tuple[str, ...] = Field(default=("nDCG@3", "nDCG@10", "R@10", "R@100", "RR"), min_length=1)
+    """ir_measures names."""
+    depth: PositiveInt = 100
+    """Passages retrieved a query."""
+    bootstrap_samples: PositiveInt = 1000
+    """Resamples of the confidence intervals."""
+    seed: int = 0
+    queries_per_part: Operational[PositiveInt] = 256
+    workers: WorkerConfig = WorkerConfig()
+
+    @field_validator("measures")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        import ir_measures
+
+        for name in names:
+            try:
+                ir_measures.parse_measure(name)
+            except (ValueError, NameError, SyntaxError) as error:
+                raise ValueError(f"{name!r} is no ir_measures name ({error}); nDCG@10, R@100 and RR are examples") from None
+        return names
+
+    @model_validator(mode="after")
+    def _deep_enough(self) -> EvaluateConfig:
+        import ir_measures
+
+        for name in self.measures:
+            cutoff = ir_measures.parse_measure(name).params.get("cutoff")
+            if cutoff is not None and cutoff > self.depth:
+                raise ValueError(
+                    f"measures has {name}, but only depth ({self.depth}) passages are retrieved; raise evaluate.depth"
+                )
+        return self

@@ -1,0 +1,84 @@
+"""The field types all sections share: what counts for fingerprints, how locations become absolute, worker pools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationInfo
+
+
+class _Mark:
+    """Annotation that keeps a field out of fingerprints."""
+
+
+OPERATIONAL = _Mark()
+T = TypeVar("T")
+Operational = Annotated[T, OPERATIONAL]
+
+
+class CommandLineValue(str):
+    """A string given on the command line: a relative path in it starts at the current directory."""
+
+
+def _absolute_location(value: Any, info: ValidationInfo) -> Any:
+    """Make a relative path absolute: Ray workers run elsewhere and could not resolve it."""
+    if not isinstance(value, str) or "://" in value or value.startswith(("/", "package:")):
+        return value
+    folder = (info.context or {}).get("folder") if not isinstance(value, CommandLineValue) else Path.cwd()
+    if folder is None:
+        raise ValueError(f"{value!r} is a relative path; give a URI or an absolute path")
+    return str((Path(folder) / value).resolve())
+
+
+def _absolute_model(value: Any, info: ValidationInfo) -> Any:
+    """Make a model folder given as ./folder or ../folder absolute; anything else may be a hub id and stays."""
+    return _absolute_location(value, info) if isinstance(value, str) and value.startswith((".", "~")) else value
+
+
+# Where something lies is no part of a fingerprint; the stages put the content's own hash in its place.
+Location = Annotated[str, OPERATIONAL, BeforeValidator(_absolute_location)]
+"""A URI or path; relative paths start at the configuration file's folder."""
+ModelSource = Annotated[str, OPERATIONAL, BeforeValidator(_absolute_model)]
+"""A hub id, a folder, or package:NAME/FOLDER for a model inside an installed Python package (see model_source)."""
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, unknown fields refused, defaults checked too."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class WorkerConfig(Section):
+    """A pool of Ray actors."""
+
+    actors: Operational[PositiveInt] = 1
+    """Number of actors."""
+    cpus: Operational[PositiveFloat] = 1.0
+    """CPUs reserved by each actor; also its number of compute threads."""
+    gpus: Operational[NonNegativeFloat] = 0.0
+    """GPUs reserved by each actor; fractions share one."""
+
+
+def operational_fields(model: type[BaseModel]) -> frozenset[str]:
+    """Return the names of the fields that stay out of fingerprints."""
+    return frozenset(name for name, field in model.model_fields.items() if OPERATIONAL in field.metadata)
+
+
+def result_fields(section: Any) -> Any:
+    """Return a plain structure of the fields that change the result, recursively; the input of fingerprints."""
+    if isinstance(section, BaseModel):
+        skipped = operational_fields(type(section))
+        return {
+            name: result_fields(getattr(section, name)) for name in sorted(type(section).model_fields) if name not in skipped
+        }
+    if isinstance(section, (tuple, list)):
+        return [result_fields(item) for item in section]
+    return section

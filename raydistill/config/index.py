@@ -1,0 +1,32 @@
+"""The index and the mining of candidates from it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from raydistill.config.documents import DocumentsConfig, LexicalDocumentsConfig
+from raydistill.config.fields import Name, Section, WorkerConfig
+
+
+class IndexConfig(Section):
+    """How the corpus is sharded and stored."""
+
+    name: Name = "passages"
+    documents: DocumentsConfig = LexicalDocumentsConfig()
+    passages_per_segment: PositiveInt = 1_000_000
+    """Passages in a segment; also the most that one worker holds in memory."""
+    impacts: Literal["f32", "f16", "u8"] = "f16"
+    """Stored precision of impacts."""
+    workers: WorkerConfig = WorkerConfig()
+
+
+class ScoreConfig(Section):
+    """Mining: which passages become candidates, and their exact score by every teacher."""
+
+    top_k: PositiveInt = 1000
+    """Passages retrieved for each teacher's rewrite; the candidates are their union and the gold passages."""
+    queries_per_part: PositiveInt = 1024
+    """Queries in one Parquet part, and the most that a crash can lose."""
+    workers: WorkerConfig = WorkerConfig()

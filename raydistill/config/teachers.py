@@ -1,0 +1,58 @@
+"""The teachers: who rewrites the conversations' last turns."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from raydistill.config.fields import (
+    Location,
+    ModelSource,
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Operational,
+    Section,
+    WorkerConfig,
+)
+
+
+class RecordedTeacherConfig(Section):
+    """Rewrites that were made elsewhere, read from a file."""
+
+    engine: Literal["recorded"] = "recorded"
+    name: Name
+    rewrites: Location
+    """URI or absolute path of JSONL records {_id: query id, text}."""
+
+
+class TransformersTeacherConfig(Section):
+    """A language model run by transformers inside Ray actors."""
+
+    engine: Literal["transformers"] = "transformers"
+    name: Name
+    model: ModelSource
+    """Hub id or folder of a causal or seq2seq language model."""
+    revision: str | None = None
+    """Hub revision; name a commit for results that stay the same."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    prompt: str = "zero-shot-v1"
+    """Name of a prompt template in raydistill.teachers.prompts."""
+    max_new_tokens: PositiveInt = 64
+    num_beams: PositiveInt = 1
+    temperature: NonNegativeFloat = 0.0
+    """0 decodes greedily (or by beam search)."""
+    history_turns: NonNegativeInt = 12
+    """Most recent turns of history shown to the model."""
+    max_prompt_tokens: PositiveInt = 2048
+    """Prompt budget in tokens; oldest turns are left out first, the question never."""
+    batch_tokens: Operational[PositiveInt] = 8192
+    """Upper bound on padded prompt tokens in a batch."""
+    turns_per_task: Operational[PositiveInt] = 128
+    """Turns handed to an actor at a time, and the most that a crash can lose."""
+    trust_remote_code: bool = False
+    workers: WorkerConfig = WorkerConfig()
+
+
+TeacherConfig = Annotated[RecordedTeacherConfig | TransformersTeacherConfig, Field(discriminator="engine")]
