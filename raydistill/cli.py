@@ -16,6 +16,7 @@ from raydistill.errors import RaydistillError
 
 STAGES = {
     "teach": "rewrite every turn with every teacher",
+    "documents": "train the document encoder, where index.documents.kind is learned",
     "index": "encode the corpus into a sparse index",
     "score": "mine candidates and score them by every teacher",
     "train": "distil the student",
@@ -53,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_arguments(chain, until=list(STAGES)[-1])
     for stage, summary in STAGES.items():
         _add_config_arguments(commands.add_parser(stage, help=summary), until=stage)
+    tune = commands.add_parser("tune", help="search over configurations: a study file names the base and what to try")
+    _add_config_arguments(tune, until="")
+    tune.set_defaults(command=_run_study)
     demo = commands.add_parser("demo", help="run the whole chain offline on a small generated world, in minutes on a laptop")
     demo.add_argument("--seed", type=int, default=7, help="another seed gives another world (default: 7)")
     demo.add_argument(
@@ -73,6 +77,18 @@ def _run_stages(options: argparse.Namespace) -> int:
     from raydistill.pipeline import run
 
     run(load_config(options.config, options.overrides), until=options.until, dry_run=options.dry_run)
+    return 0
+
+
+def _run_study(options: argparse.Namespace) -> int:
+    from raydistill.tuning.study import plan_text, run_study
+    from raydistill.tuning.trials import load_study
+
+    study = load_study(options.config, options.overrides)
+    if options.dry_run:
+        Console(soft_wrap=True).print("\n".join(plan_text(study)), highlight=False, markup=False)
+    else:
+        run_study(study)
     return 0
 
 

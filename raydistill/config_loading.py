@@ -8,7 +8,7 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,11 @@ from pydantic import BaseModel, ValidationError
 from raydistill.config import CommandLineValue, DistillConfig
 from raydistill.errors import ConfigError
 
+# Names that pydantic puts into an error's place for the member of a union that was tried.
+_MEMBERS = frozenset(
+    ("recorded", "transformers", "lexical", "splade", "learned", "conversation source", "passage source", "validation share")
+)
+M = TypeVar("M", bound=BaseModel)
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -28,6 +33,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DistillConfi
     Raises ConfigError naming file, field, value and what would be right.
     """
     path = Path(path).expanduser().absolute()
+    return build_config(read_tree(path), overrides, folder=path.parent, place=str(path))
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds. Raises ConfigError when there is none."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -38,7 +48,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DistillConfi
         raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, such as data: and student:")
-    return build_config(tree, overrides, folder=path.parent, place=str(path))
+    return tree
 
 
 def build_config(
@@ -54,11 +64,33 @@ def build_config(
     empty = [name for name, value in variables.items() if value is None or value == ""]
     if empty:
         raise ConfigError(f"{place}: vars.{empty[0]} has no value; give it one")
-    substituted = _substitute(merged, variables, place)
+    return validated(DistillConfig, _substitute(merged, variables, place), folder, place)
+
+
+def validated(kind: type[M], tree: Any, folder: Path | None, place: str) -> M:
+    """Return the section of a kind that a tree of plain values describes.
+
+    Relative locations start at `folder`. Raises ConfigError with a sentence for every mistake.
+    """
     try:
-        return DistillConfig.model_validate(substituted, context={"folder": folder})
+        return kind.model_validate(tree, context={"folder": folder})
     except ValidationError as error:
-        raise ConfigError(f"{place}: " + "; ".join(_sentences(error))) from None
+        raise ConfigError(f"{place}: " + "; ".join(_sentence(problem, kind) for problem in error.errors())) from None
+
+
+def set_field(tree: dict[str, Any], dotted: str, value: Any, place: str) -> None:
+    """Set `section.field` of a tree of plain values; items of lists are named by `name` or number.
+
+    Raises ConfigError, beginning with `place`, when the way there leads through a plain value or an unknown item.
+    """
+    node: Any = tree
+    *parents, last = dotted.split(".")
+    for depth, key in enumerate(parents):
+        node = _child(node, key, ".".join(parents[: depth + 1]), place)
+    if isinstance(node, list):
+        node[_position(node, last, place)] = value
+    else:
+        node[last] = value
 
 
 def dump_config(config: DistillConfig) -> str:
@@ -74,34 +106,26 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError:
         value = text
-    node: Any = tree
-    *parents, last = dotted.split(".")
-    for depth, key in enumerate(parents):
-        node = _child(node, key, ".".join(parents[: depth + 1]), override)
-    value = _from_command_line(value)
-    if isinstance(node, list):
-        node[_position(node, last, override)] = value
-    else:
-        node[last] = value
+    set_field(tree, dotted, _from_command_line(value), f"override {override!r}")
 
 
-def _child(node: Any, key: str, dotted: str, override: str) -> Any:
+def _child(node: Any, key: str, dotted: str, place: str) -> Any:
     if isinstance(node, list):
-        return node[_position(node, key, override)]
+        return node[_position(node, key, place)]
     if node.get(key) is None:
         node[key] = {}
     if not isinstance(node[key], (dict, list)):
-        raise ConfigError(f"override {override!r}: {dotted} is a plain value and has no fields")
+        raise ConfigError(f"{place}: {dotted} is a plain value and has no fields")
     return node[key]
 
 
-def _position(items: list[Any], key: str, override: str) -> int:
+def _position(items: list[Any], key: str, place: str) -> int:
     if key.isdigit() and int(key) < len(items):
         return int(key)
     named = [n for n, item in enumerate(items) if isinstance(item, dict) and item.get("name") == key]
     if named:
         return named[0]
-    raise ConfigError(f"override {override!r}: {key!r} is neither the name nor the number of one of the {len(items)} items")
+    raise ConfigError(f"{place}: {key!r} is neither the name nor the number of one of the {len(items)} items")
 
 
 def _from_command_line(value: Any) -> Any:
@@ -130,15 +154,11 @@ def _substitute(node: Any, variables: Mapping[str, Any], place: str) -> Any:
     return kind(_VARIABLE.sub(lambda match: str(variables[match[1]]), node))
 
 
-def _sentences(error: ValidationError) -> list[str]:
-    return [_sentence(problem) for problem in error.errors()]
-
-
-def _sentence(problem: Any) -> str:
-    parts = [part for part in problem["loc"] if part not in ("recorded", "transformers", "lexical", "splade")]
+def _sentence(problem: Any, root: type[BaseModel]) -> str:
+    parts = [part for part in problem["loc"] if part not in _MEMBERS]
     field = ".".join(str(part) for part in parts) or "configuration"
     if problem["type"] == "extra_forbidden":
-        siblings = _field_names(parts[:-1])
+        siblings = _field_names(parts[:-1], root)
         close = difflib.get_close_matches(str(parts[-1]), siblings, n=1, cutoff=0.7)
         hint = f"did you mean {close[0]!r}?" if close else f"the fields here are {', '.join(siblings)}"
         return f"{field}: there is no such field; {hint}"
@@ -155,9 +175,9 @@ def _sentence(problem: Any) -> str:
     return f"{field}: {message}; the value is {problem['input']!r}"
 
 
-def _field_names(path: Sequence[Any]) -> list[str]:
-    """Return the field names of the section at a path of names and positions."""
-    models: list[type[BaseModel]] = [DistillConfig]
+def _field_names(path: Sequence[Any], root: type[BaseModel]) -> list[str]:
+    """Return the field names of the section at a path of names and positions from the root."""
+    models: list[type[BaseModel]] = [root]
     for part in path:
         if isinstance(part, int):
             continue

@@ -33,3 +33,7 @@ class ResourceError(RaydistillError):
 
 class TrainingError(RaydistillError):
     """A training run that cannot continue."""
+
+
+class TuningError(RaydistillError):
+    """A search over configurations that has no result."""

@@ -11,29 +11,38 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from raydistill import __version__
-from raydistill.actor_pool import connect, require_resources, require_shared_root
-from raydistill.config import DistillConfig, RecordedTeacherConfig
+from raydistill.actor_pool import connect
+from raydistill.config import DistillConfig, LearnedDocumentsConfig
 from raydistill.config_loading import dump_config
-from raydistill.conversations.readers import read_conversations
-from raydistill.conversations.records import ConversationSet
-from raydistill.conversations.text import history_pairs
-from raydistill.encoders.documents import check_positions, load_term_counter
-from raydistill.errors import DataError
+from raydistill.conversations.records import ConversationalQuery
+from raydistill.encoders.documents import trained_encoder
+from raydistill.errors import ConfigError
 from raydistill.index.publish import IndexVersion
+from raydistill.inputs import RunInputs
+from raydistill.preflight import check_inputs, check_workers
 from raydistill.progress import output_console
 from raydistill.storage.artifacts import Artifact, fingerprint
-from raydistill.storage.files import input_files
-from raydistill.storage.probe import check_root
 from raydistill.storage.store import open_store
-from raydistill.teachers.recorded import matching_rewrites
 
 logger = logging.getLogger("raydistill")
 T = TypeVar("T")
 
-STAGES = ("teach", "index", "score", "train", "evaluate")
+STAGES = ("teach", "documents", "index", "score", "train", "evaluate")
+
+
+class Round(NamedTuple):
+    """What a round of mining and training makes."""
+
+    candidates: Artifact
+    student: Artifact
+
+
+def stage_name(stage: str, number: int) -> str:
+    """Return a stage's name in the log and the plan: rounds after the first are named."""
+    return stage if number == 1 else f"{stage} round {number}"
 
 
 def run(config: DistillConfig, until: str = "evaluate", dry_run: bool = False) -> None:
@@ -44,6 +53,7 @@ def run(config: DistillConfig, until: str = "evaluate", dry_run: bool = False) -
     Raises RaydistillError with a sentence when something cannot work.
     """
     chain = Chain(config)
+    chain.stage_names(until)  # is there such a stage?
     chain.check()
     if dry_run:
         from raydistill.plan import print_plan
@@ -61,91 +71,32 @@ class Chain:
 
     def __init__(self, config: DistillConfig) -> None:
         self.config = config
+        self.inputs = RunInputs(config)
         self._results: dict[str, Any] = {}
-
-    # Checks that cost seconds, before anything that costs hours.
 
     def check(self) -> None:
         """Raise when an input is missing or malformed, the store is unfit, or a model cannot be loaded."""
-        config = self.config
-        check_root(config.root)
-        input_files(config.data.corpus)
-        for found in self.sets().values():
-            for place, reason in found.quarantined:
-                logger.warning("left out: %s: %s", place, reason)
-        if not any(self.test_set.qrels.values()):
-            raise DataError(
-                f"no turn of data.test has a judgement ({config.data.test.qrels or config.data.test.conversations}), so "
-                "nothing could be measured; check data.test.qrels and data.test.split"
-            )
-        recorded = [teacher for teacher in config.teachers if isinstance(teacher, RecordedTeacherConfig)]
-        self._check_ids(bool(recorded))
-        for teacher in recorded:
-            matching_rewrites(
-                teacher.rewrites, [each.query_id for found in self.sets().values() for each in found.queries()]
-            )
-        load_term_counter(config.student)
-        check_positions(config.student)
-
-    def _check_ids(self, recorded: bool) -> None:
-        """Warn of turns in both sets; raise DataError where one id means two turns and rewrites are looked up by id."""
-        train, test = ({each.query_id: each.question for each in found.queries()} for found in self.sets().values())
-        shared = train.keys() & test.keys()
-        same = [query_id for query_id in shared if train[query_id] == test[query_id]]
-        if same:
-            logger.warning("%d turns are in the training and in the test set: scores will flatter the student", len(same))
-        if recorded and len(same) < len(shared):
-            query_id = min(shared - set(same))
-            raise DataError(
-                f"query id {query_id!r} names one turn in data.train and another in data.test, and recorded rewrites are "
-                "found by id; give the turns of the two files ids of their own"
-            )
+        check_inputs(self.config, self.inputs)
+        if self._learns_documents:
+            self._document_turns()
 
     def check_resources(self, until: str) -> None:
         """Raise ResourceError when the connected cluster can never hold the workers of a stage up to `until`."""
-        config = self.config
-        require_shared_root(config.root)
-        pools = {
-            **{
-                f"teachers.{teacher.name}": teacher.workers
-                for teacher in config.teachers
-                if not isinstance(teacher, RecordedTeacherConfig)
-            },
-            "index": config.index.workers,
-            "score": config.score.workers,
-            "train": config.train.workers,
-            "evaluate": config.evaluate.workers,
-        }
-        needed = {"teach": {"teach"}, "index": {"index"}}.get(until, set(STAGES[: STAGES.index(until) + 1]))
-        for stage, workers in pools.items():
-            if (stage.partition(".")[0].replace("teachers", "teach")) in needed:
-                # Shards decide how many actors there will be; at least one must fit, and training needs them all.
-                require_resources(workers if stage == "train" else workers.model_copy(update={"actors": 1}), stage)
-
-    @cached_property
-    def train_set(self) -> ConversationSet:
-        """The training conversations."""
-        data = self.config.data
-        return read_conversations(data.train, data.reader, data.max_bad_rows)
-
-    @cached_property
-    def test_set(self) -> ConversationSet:
-        """The test conversations."""
-        data = self.config.data
-        return read_conversations(data.test, data.reader, data.max_bad_rows)
-
-    def sets(self) -> dict[str, ConversationSet]:
-        """Both sets of conversations by name. Ids are unique within a set only, so the two are never mixed."""
-        return {"train": self.train_set, "test": self.test_set}
+        names = {name.partition(" round ")[0] for name in self.stage_names(until)}
+        # Documents and index need no teacher, though a whole run teaches before them.
+        check_workers(self.config, names - {"teach"} if until in ("documents", "index") else names)
 
     def planned_rewrites(self) -> dict[str, dict[str, Artifact]]:
-        """Addresses of all rewrites: set name -> teacher name -> artifact, computed or not."""
+        """Addresses of all rewrites, computed or not: set name -> name of each teacher that covers the set -> artifact."""
         from raydistill.teachers.pool import rewrites_artifact
 
-        root, teachers = self.config.root, self.config.teachers
+        inputs, root = self.inputs, self.config.root
         return {
-            name: {each.name: rewrites_artifact(each, _turns_fingerprint(found), root) for each in teachers}
-            for name, found in self.sets().items()
+            name: {
+                each.name: rewrites_artifact(each, inputs.turns_fingerprint(name, each), root)
+                for each in inputs.teachers_of(name)
+            }
+            for name in inputs.taught()
         }
 
     # The stages.
@@ -154,18 +105,19 @@ class Chain:
         """Rewrite every turn of both sets with every teacher, one teacher after another; see `planned_rewrites`."""
         from raydistill.teachers.pool import teach
 
-        root, teachers = self.config.root, self.config.teachers
+        inputs, root = self.inputs, self.config.root
 
         def is_finished() -> bool:
             planned = [artifact for by_teacher in self.planned_rewrites().values() for artifact in by_teacher.values()]
             return all(artifact.find_manifest() is not None for artifact in planned)
 
         def rewrite() -> dict[str, dict[str, Artifact]]:
-            made: dict[str, dict[str, Artifact]] = {name: {} for name in self.sets()}
-            for teacher in teachers:
-                for name, found in self.sets().items():
-                    queries = list(found.queries())
-                    made[name][teacher.name] = teach(teacher, queries, _turns_fingerprint(found), root)
+            made: dict[str, dict[str, Artifact]] = {name: {} for name in inputs.taught()}
+            for teacher in self.config.teachers:
+                for name, found in inputs.taught().items():
+                    if teacher in inputs.teachers_of(name):
+                        queries, identity = list(found.queries()), inputs.turns_fingerprint(name, teacher)
+                        made[name][teacher.name] = teach(teacher, queries, identity, root)
             return made
 
         return self._stage("teach", is_finished, rewrite)
@@ -178,48 +130,119 @@ class Chain:
         data, index = self.config.data, self.config.index
         corpus = prepare_corpus(data, index.passages_per_segment, index.workers, self.config.root)
         # Training and test judgements often share a file: one pass over the corpus for each file.
-        judged: dict[str, dict[str, Mapping[str, int]]] = {}
-        for source, found in ((data.train, self.train_set), (data.test, self.test_set)):
-            judged.setdefault(source.qrels or source.conversations, {}).update(found.qrels)
-        for uri, qrels in judged.items():
+        for uri, qrels in self.inputs.judgements().items():
             check_judged_passages(corpus, qrels, uri, index.workers)
         return corpus
+
+    @property
+    def _learns_documents(self) -> bool:
+        return isinstance(self.config.index.documents, LearnedDocumentsConfig)
+
+    def _document_turns(self) -> list[ConversationalQuery]:
+        from raydistill.distill.document_examples import training_turns
+
+        held_out = {f"data.{name}": found for name, found in self.inputs.all().items() if name != "train"}
+        return training_turns(self.inputs.train, held_out)
+
+    @cached_property
+    def settled(self) -> DistillConfig:
+        """The configuration that names the document encoder it trains, made or not; the configuration itself without one."""
+        if not self._learns_documents:
+            return self.config
+        from raydistill.distill.document_train import document_encoder_artifact, with_trained_encoder
+        from raydistill.index.corpus import corpus_artifact
+
+        config = self.config
+        corpus = corpus_artifact(config.data, config.index.passages_per_segment, config.root)
+        encoder = document_encoder_artifact(config, self._document_turns(), self.inputs.train.qrels, corpus)
+        return with_trained_encoder(config, encoder)
+
+    def documents(self) -> Artifact:
+        """Train the document encoder; only for a configuration that asks for one."""
+        from raydistill.distill.document_train import train_documents
+
+        documents = self.settled.index.documents
+        assert isinstance(documents, LearnedDocumentsConfig)
+        planned, qrels = trained_encoder(documents), self.inputs.train.qrels
+        return self._stage(
+            "documents",
+            lambda: planned.find_manifest() is not None,
+            lambda: train_documents(self.config, self._document_turns(), qrels, self.corpus),
+        )
 
     def index(self) -> IndexVersion:
         """Encode the corpus into a published index version."""
         from raydistill.index.build import build_index, planned_index
 
-        config, root = self.config, self.config.root
+        if self._learns_documents:
+            self.documents()
+        config, root = self.settled, self.config.root
         return self._stage(
             "index",
             lambda: planned_index(config.index, config.student, self.corpus, root) is not None,
             lambda: build_index(config.index, config.student, self.corpus, root),
         )
 
-    def score(self) -> Artifact:
-        """Mine candidates for the training turns."""
-        from raydistill.index.mine import candidates_artifact, mine_candidates
+    def score(self, number: int = 1) -> Artifact:
+        """Mine candidates for the training turns of a round: from the second on, with the student of the round before."""
+        from raydistill.index.mine import mine_candidates
 
         # The corpus first: what is wrong with it should show before the teachers are paid.
         _ = self.corpus
         rewrites, index = self.teach()["train"], self.index()
-        queries, qrels = list(self.train_set.queries()), self.train_set.qrels
-        planned = candidates_artifact(self.config, queries, qrels, rewrites, index)
+        queries, qrels = list(self.inputs.train.queries()), self.inputs.train.qrels
+        planned = self._rounds[number - 1].candidates
+        student = self._student(number - 1) if number > 1 else None
         return self._stage(
-            "score",
+            stage_name("score", number),
             lambda: planned.find_manifest() is not None,
-            lambda: mine_candidates(self.config, queries, qrels, rewrites, index),
+            lambda: mine_candidates(self.settled, queries, qrels, rewrites, index, student),
         )
 
     def train(self) -> Artifact:
-        """Distil the student."""
-        from raydistill.distill.train import student_artifact, train
+        """Distil the student, round after round; return that of the last round. Earlier ones stay."""
+        return self._student(self.config.rounds)
 
-        candidates, index = self.score(), self.index()
-        planned = student_artifact(self.config, candidates)
+    def _student(self, number: int) -> Artifact:
+        from raydistill.distill.train import train
+
+        start = self._student(number - 1) if number > 1 else self._first_start
+        if number > 1 and start is not None:
+            logger.info("round %d of %d goes on from the student %s", number, self.config.rounds, start.uri)
+        candidates, index = self.score(number), self.index()
+        planned = self._rounds[number - 1].student
         return self._stage(
-            "train", lambda: planned.find_manifest() is not None, lambda: train(self.config, candidates, index)
+            stage_name("train", number),
+            lambda: planned.find_manifest() is not None,
+            lambda: train(self.settled, candidates, index, self.inputs.validation, start),
         )
+
+    @property
+    def _first_start(self) -> Artifact | None:
+        """What the first round's student starts from: the trained document encoder where asked for, else its own model."""
+        documents = self.settled.index.documents
+        if isinstance(documents, LearnedDocumentsConfig) and documents.starts_student:
+            return trained_encoder(documents)
+        return None
+
+    @cached_property
+    def _rounds(self) -> list[Round]:
+        return self.planned_rounds(self.teach()["train"], self.index())
+
+    def planned_rounds(self, rewrites: Mapping[str, Artifact], index: IndexVersion) -> list[Round]:
+        """Return the addresses of every round's candidates and student, computed or not."""
+        from raydistill.distill.train import student_artifact
+        from raydistill.index.mine import candidates_artifact
+
+        queries, qrels = list(self.inputs.train.queries()), self.inputs.train.qrels
+        rounds: list[Round] = []
+        for _ in range(self.config.rounds):
+            before = rounds[-1].student if rounds else None
+            candidates = candidates_artifact(self.settled, queries, qrels, rewrites, index, before)
+            start = before or self._first_start
+            student = student_artifact(self.settled, candidates, index, self.inputs.validation, start)
+            rounds.append(Round(candidates, student))
+        return rounds
 
     def evaluate(self) -> Artifact:
         """Measure everything on the test turns, write the report, and print the table."""
@@ -227,42 +250,61 @@ class Chain:
 
         student = self.train()
         rewrites, index = self.teach()["test"], self.index()
-        inputs = (list(self.test_set.queries()), self.test_set.qrels, rewrites, index, student, self.config.root)
-        planned = evaluation_artifact(self.config, *inputs)
+        test = self.inputs.test
+        inputs = (list(test.queries()), test.qrels, rewrites, index, student, self.config.root)
+        planned = evaluation_artifact(self.settled, *inputs)
         evaluation = self._stage(
-            "evaluate", lambda: planned.find_manifest() is not None, lambda: evaluate(self.config, *inputs)
+            "evaluate", lambda: planned.find_manifest() is not None, lambda: evaluate(self.settled, *inputs)
         )
         self._report(evaluation, student)
         return evaluation
 
+    def stage_names(self, until: str) -> list[str]:
+        """Return the stages up to one of STAGES in the order in which they run, each round's mining and training by name.
+
+        Raises ConfigError for the stage `documents` where no document encoder is to be trained.
+        """
+        names = ["teach", *(["documents"] if self._learns_documents else []), "index"]
+        for number in range(1, self.config.rounds + 1):
+            names += [stage_name("score", number), stage_name("train", number)]
+        names.append("evaluate")
+        last = stage_name("train", self.config.rounds) if until == "train" else until
+        if last not in names:
+            raise ConfigError(
+                f"index.documents.kind is {self.config.index.documents.kind}, so there is no document encoder to train; set "
+                "it to learned"
+            )
+        return names[: names.index(last) + 1]
+
     def finished_stages(self) -> list[str]:
         """Return the stages that a run would skip, without computing anything or starting Ray."""
-        from raydistill.distill.train import student_artifact
         from raydistill.evaluation.evaluate import evaluation_artifact
         from raydistill.index.build import planned_index
         from raydistill.index.corpus import corpus_artifact
-        from raydistill.index.mine import candidates_artifact
 
-        config, root = self.config, self.config.root
+        config, root = self.settled, self.config.root
         done: list[str] = []
         rewrites = self.planned_rewrites()
         if all(artifact.find_manifest() is not None for made in rewrites.values() for artifact in made.values()):
             done.append("teach")
+        documents = config.index.documents
+        if isinstance(documents, LearnedDocumentsConfig):
+            if trained_encoder(documents).find_manifest() is None:
+                return done
+            done.append("documents")
         corpus = corpus_artifact(config.data, config.index.passages_per_segment, root)
         index = planned_index(config.index, config.student, corpus, root)
         if index is None:
             return done
         done.append("index")
         # What follows is named by the index, so it can exist only if the index does.
-        train = self.train_set
-        candidates = candidates_artifact(config, list(train.queries()), train.qrels, rewrites["train"], index)
-        student = student_artifact(config, candidates)
-        test = (list(self.test_set.queries()), self.test_set.qrels)
-        evaluation = evaluation_artifact(config, *test, rewrites["test"], index, student, root)
-        for stage, artifact in (("score", candidates), ("train", student), ("evaluate", evaluation)):
-            if artifact.find_manifest() is not None:
-                done.append(stage)
-        return done
+        rounds = self.planned_rounds(rewrites["train"], index)
+        test = (list(self.inputs.test.queries()), self.inputs.test.qrels)
+        evaluation = evaluation_artifact(config, *test, rewrites["test"], index, rounds[-1].student, root)
+        made = [("evaluate", evaluation)]
+        for number, each in enumerate(rounds, start=1):
+            made += [(stage_name("score", number), each.candidates), (stage_name("train", number), each.student)]
+        return done + [name for name, artifact in made if artifact.find_manifest() is not None]
 
     # What a run leaves behind, under {root}/runs/{run}.
 
@@ -274,7 +316,7 @@ class Chain:
     @cached_property
     def fingerprint(self) -> str:
         """Identity of everything in the configuration that changes results, and of the conversations."""
-        return fingerprint("run", 1, self.config, {name: found.fingerprint for name, found in self.sets().items()})
+        return fingerprint("run", 1, self.config, {name: found.fingerprint for name, found in self.inputs.all().items()})
 
     def stage_records(self) -> list[dict[str, Any]]:
         """Return the stage log: {"stage", "seconds", "skipped"} in order of the stages."""
@@ -309,16 +351,19 @@ class Chain:
             earlier = [old for old in before if old["stage"] == record["stage"]]
             record = {**record, **({"seconds": earlier[0]["seconds"]} if earlier else {})}
         records = [old for old in before if old["stage"] != record["stage"]] + [record]
-        records.sort(key=lambda one: STAGES.index(one["stage"]))
+        order = self.stage_names("evaluate")
+        # A run that was once asked for more rounds leaves their records; they are no part of this one.
+        records = sorted((one for one in records if one["stage"] in order), key=lambda one: order.index(one["stage"]))
         open_store(self.config.root).replace(f"{self.prefix}/stages.json", json.dumps(records, indent=1).encode())
 
     def _report(self, evaluation: Artifact, student: Artifact) -> None:
-        from raydistill.distill.train import training_records
+        from raydistill.distill.train import training_records, validation_records
         from raydistill.evaluation.evaluate import load_metrics
         from raydistill.evaluation.report import build_report, console_table
 
         metrics = load_metrics(evaluation)
-        report = build_report(self.config, metrics, training_records(self.config, student), self.stage_records())
+        curves, validation = training_records(self.config, student), validation_records(self.config, student)
+        report = build_report(self.config, metrics, curves, self.stage_records(), validation)
         store = open_store(self.config.root)
         store.replace(f"{self.prefix}/report.html", report.html.encode())
         store.replace(f"{self.prefix}/report.json", report.json.encode())
@@ -326,9 +371,3 @@ class Chain:
         console.print(console_table(metrics))
         console.print(f"report   {store.root}/{self.prefix}/report.html", soft_wrap=True, highlight=False)
         console.print(f"student  {student.uri}", soft_wrap=True, highlight=False)
-
-
-def _turns_fingerprint(found: ConversationSet) -> str:
-    """Return the identity of what teachers read of a set: ids, questions and histories, no judgements."""
-    turns = [[query.query_id, query.question, history_pairs(query)] for query in found.queries()]
-    return fingerprint("turns", 1, turns, {})

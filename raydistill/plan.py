@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
-from raydistill.config import DistillConfig, WorkerConfig
-from raydistill.pipeline import STAGES, Chain
+from raydistill.config import DistillConfig, LearnedDocumentsConfig, WorkerConfig
+from raydistill.conversations.records import ConversationalQuery, ConversationSet
+from raydistill.pipeline import Chain
 from raydistill.progress import output_console
 from raydistill.storage.files import input_files
 
@@ -15,44 +18,61 @@ def print_plan(chain: Chain, until: str) -> None:
     config = chain.config
     console = output_console()
     console.print(f"run [bold]{config.run}[/bold], root {config.root}", highlight=False, soft_wrap=True)
-    for name, found in (("train", chain.train_set), ("test", chain.test_set)):
+    for name, found in chain.inputs.all().items():
         queries = list(found.queries())
-        judged = sum(1 for query in queries if found.qrels.get(query.query_id))
         console.print(
-            f"{name:<6} {len(found.conversations)} conversations, {len(queries)} turns, {judged} judged, "
-            f"{len(found.quarantined)} rows left out",
-            highlight=False,
+            f"{name:<10} {_counts(found, queries)}, {len(found.quarantined)} rows left out", highlight=False, soft_wrap=True
         )
-    console.print(f"corpus {len(input_files(config.data.corpus))} files", highlight=False)
+        sources = list(dict.fromkeys(query.source for query in queries))
+        for source in sources if len(sources) > 1 else ():
+            own = [query for query in queries if query.source == source]
+            console.print(f"           {source}: {_counts(found, own)}", highlight=False, soft_wrap=True)
+    console.print(f"corpus     {len(input_files(config.data.corpus))} files", highlight=False)
     table = Table("stage", "state", "workers", "CPU each", "GPU each", "work")
     done = chain.finished_stages()
-    for stage in STAGES[: STAGES.index(until) + 1]:
+    for stage in chain.stage_names(until):
         for row in _rows(chain, stage, done):
             table.add_row(*row)
     console.print(table)
+
+
+def _counts(found: ConversationSet, queries: Sequence[ConversationalQuery]) -> str:
+    conversations = len({(query.source, query.conversation_id) for query in queries})
+    judged = sum(1 for query in queries if found.qrels.get(query.query_id))
+    return f"{conversations} conversations, {len(queries)} turns, {judged} judged"
 
 
 def _rows(chain: Chain, stage: str, done: list[str]) -> list[tuple[str, ...]]:
     config = chain.config
     if stage == "teach":
         return [_teacher_row(chain, number) for number in range(len(config.teachers))]
+    state = "done" if stage in done else "to run or resume"
+    kind, _, number = stage.partition(" round ")
+    student = " and of the last student" if number else ""
+    documents = config.index.documents
+    if isinstance(documents, LearnedDocumentsConfig) and stage == "documents":
+        steps = f"{documents.training.steps} steps of {documents.training.global_batch} queries"
+        return [(stage, state, *_workers(documents.training.workers), steps)]
     work = {
         "index": f"segments of {config.index.passages_per_segment} passages, {config.index.documents.kind}",
-        "score": f"top {config.score.top_k} of each of {len(config.teachers)} teachers",
-        "train": f"{config.train.epochs:g} epochs of {len(list(chain.train_set.queries()))} turns, "
+        "score": f"top {config.score.top_k} of each of {len(chain.inputs.teachers_of('train'))} teachers{student}",
+        "train": f"{config.train.epochs:g} epochs of {len(list(chain.inputs.train.queries()))} turns, "
         f"batch {config.train.global_batch}, ZeRO {config.train.zero_stage}, {config.train.precision}",
         "evaluate": f"{', '.join(config.evaluate.measures)} at depth {config.evaluate.depth}",
     }
-    return [(stage, "done" if stage in done else "to run or resume", *_workers(_pool(config, stage)), work[stage])]
+    return [(stage, state, *_workers(_pool(config, kind)), work[kind])]
 
 
 def _teacher_row(chain: Chain, number: int) -> tuple[str, ...]:
     teacher = chain.config.teachers[number]
-    turns = sum(1 for found in chain.sets().values() for _ in found.queries())
-    made = [by_teacher[teacher.name].find_manifest() is not None for by_teacher in chain.planned_rewrites().values()]
+    covered = [name for name in chain.inputs.taught() if teacher in chain.inputs.teachers_of(name)]
+    turns = sum(1 for name in covered for _ in chain.inputs.taught()[name].queries())
+    planned = chain.planned_rewrites()
+    made = [planned[name][teacher.name].find_manifest() is not None for name in covered]
     state = "done" if all(made) else "to run or resume"
     workers = ("driver", "", "") if teacher.engine == "recorded" else _workers(teacher.workers)
-    return (f"teach {teacher.name}", state, *workers, f"{turns} turns, {teacher.engine}")
+    only = "" if len(covered) > 1 else f" of {covered[0]}"
+    return (f"teach {teacher.name}", state, *workers, f"{turns} turns{only}, {teacher.engine}")
 
 
 def _pool(config: DistillConfig, stage: str) -> WorkerConfig:

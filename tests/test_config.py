@@ -49,7 +49,7 @@ def test_relative_locations_start_at_the_file_and_overrides_at_the_current_direc
     config = load_config(config_file, ["data.train.conversations=mine.jsonl", "teachers.llm.model=./model"])
     assert config.root == str(tmp_path / "runs")
     assert config.data.corpus == (str(tmp_path / "data" / "corpus.jsonl"),)
-    assert config.data.train.conversations == str(elsewhere / "mine.jsonl")
+    assert config.data.train[0].conversations == str(elsewhere / "mine.jsonl")
     assert config.data.test.conversations == "s3://bucket/test.jsonl"
     assert config.student.model == "org/encoder"
     assert config.teachers[1].model == str(elsewhere / "model")
@@ -57,7 +57,7 @@ def test_relative_locations_start_at_the_file_and_overrides_at_the_current_direc
 
 
 def test_a_dumped_configuration_loads_as_an_equal_one(config_file: Path, tmp_path: Path) -> None:
-    config = load_config(config_file, ["train.epochs=2", "train.objective.flops_weight=1e-3"])
+    config = load_config(config_file, ["train.epochs=2", "train.objective=0.5*kld(tau=2) + 0.5*infonce", "rounds=2"])
     copy = tmp_path / "copy" / "resolved.yaml"
     copy.parent.mkdir()
     copy.write_text(dump_config(config))
@@ -68,10 +68,25 @@ def test_a_dumped_configuration_loads_as_an_equal_one(config_file: Path, tmp_pat
     ("override", "sentence"),
     [
         ("train.epoch=2", "train.epoch: there is no such field; did you mean 'epochs'?"),
-        ("train.objective.temprature=3", "train.objective.temprature: there is no such field; did you mean 'temperature'?"),
+        ("train.objective=kld(taw=3)", "kld has no parameter 'taw'; did you mean 'tau'?"),
+        ("train.objective=kld(teacher=other)", "train.objective names the teacher 'other'"),
+        ("train.validation.patience=2", "patience stops training by validation, and data.validation is not set"),
         ("teachers.llm.mdel=x", "teachers.1.mdel: there is no such field; did you mean 'model'?"),
         ("train.global_batch=17", "global_batch (17) must be a multiple of micro_batch x workers.actors"),
-        ("train.sampling.first_rank=1000", "first_rank (1000) must not exceed last_rank (960)"),
+        ("train.sampling.policy=window(first=1000)", "first (1000) must be at least 1 and not exceed last (960)"),
+        ("data.train=[{conversations: /a}, {name: b, conversations: /b}]", "source number 1 of 2 has no name; add name:"),
+        (
+            "data.train=[{name: a, conversations: /a}, {name: a, conversations: /b}]",
+            "data: train: the name 'a' is used by two sources",
+        ),
+        ("data.train=[{name: a, conversation: /a}]", "data.train.0.conversation: there is no such field; did you mean"),
+        ("data.train.prefix_ids=true", "prefix_ids puts the source's name before its ids, and it has no name"),
+        ("data.train={reader: passages}", "data.train.0.sample: this field is required"),
+        ("data.train.reader=trec", "data.train.0.reader: Input should be 'mtrag', 'topiocqa', 'cast' or 'ikat'"),
+        ("data.validation={share: 1.0}", "data.validation.share: Input should be less than 1"),
+        ("data.validation={shares: 0.1}", "data.validation.shares: there is no such field"),
+        ("rounds=0", "rounds: Input should be greater than 0"),
+        ("teachers.human.rewrites=[]", "teachers.0.rewrites: Value should have at least 1 item"),
         ("train.epochs=-1", "train.epochs: Input should be greater than 0"),
         ("evaluate.measures=[nDGC@3]", "'nDGC@3' is no ir_measures name"),
         ("index.documents={kind: splade}", "index.documents.model: this field is required"),
@@ -99,6 +114,37 @@ def test_a_mistake_is_one_sentence_that_names_field_and_fix(config_file: Path, o
         load_config(config_file, [override])
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_training_data_is_one_source_or_a_list_and_rewrites_one_place_or_a_list(config_file: Path, tmp_path: Path) -> None:
+    one = load_config(config_file)
+    assert [source.name for source in one.data.train] == [None]
+    assert one.teachers[0].rewrites == (str(tmp_path / "human.jsonl"),)
+    tree_of_several = tree()
+    tree_of_several["data"]["train"] = [
+        {"name": "own", "conversations": "own.jsonl", "qrels": "qrels.tsv"},
+        {"name": "cast", "reader": "cast", "conversations": "topics.json", "prefix_ids": True},
+        {"name": "made", "reader": "passages", "sample": 10},
+    ]
+    tree_of_several["data"]["validation"] = {"share": 0.2}
+    tree_of_several["teachers"][0]["rewrites"] = ["conversations", "human.tsv"]
+    config_file.write_text(yaml.safe_dump(tree_of_several))
+    several = load_config(config_file)
+    assert [type(source).__name__ for source in several.data.train] == [
+        "ConversationSource",
+        "ConversationSource",
+        "PassageSource",
+    ]
+    assert several.data.train[1].conversations == str(tmp_path / "topics.json")
+    assert several.teachers[0].rewrites == ("conversations", str(tmp_path / "human.tsv"))
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(dump_config(several))
+    assert load_config(copy) == several
+
+
+def test_a_share_of_conversations_made_of_passages_cannot_be_held_out(config_file: Path) -> None:
+    with pytest.raises(ConfigError, match="all of them are made of passages"):
+        load_config(config_file, ["data.train={reader: passages, sample: 5}", "data.validation={share: 0.1}"])
 
 
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
@@ -131,7 +177,10 @@ def test_fingerprints_see_what_changes_results_and_nothing_else(config_file: Pat
         assert fields(operational) == base, operational
     for decisive in (
         "train.epochs=6",
-        "train.objective.combine=max",
+        "train.combine=max",
+        "train.objective=0.5*kld + 0.5*infonce",
+        "rounds=2",
+        "data.validation={share: 0.1}",
         "teachers.llm.max_new_tokens=9",
         "index.impacts=u8",
         "student.text.answer_words=9",
@@ -140,7 +189,7 @@ def test_fingerprints_see_what_changes_results_and_nothing_else(config_file: Pat
         assert fields(decisive) != base, decisive
 
 
-@pytest.mark.parametrize("name", ["mtrag-clapnq", "topiocqa"])
+@pytest.mark.parametrize("name", ["mtrag-clapnq", "mtrag-cloud", "topiocqa"])
 def test_the_shipped_configurations_are_valid(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.yaml")
     assert config.run

@@ -6,8 +6,26 @@ section; everything is imported from here.
 """
 
 from raydistill.config.chain import DistillConfig, RayConfig
-from raydistill.config.data import ConversationSource, DataConfig, TextConfig
-from raydistill.config.documents import DocumentsConfig, LexicalDocumentsConfig, SpladeDocumentsConfig
+from raydistill.config.data import (
+    ConversationSource,
+    DataConfig,
+    PassageSource,
+    Reader,
+    TextConfig,
+    TrainingSource,
+    ValidationShare,
+)
+from raydistill.config.documents import (
+    DOCUMENT_TEACHERS,
+    DenseTeacherConfig,
+    DocumentsConfig,
+    DocumentTrainingConfig,
+    LearnedDocumentsConfig,
+    LexicalDocumentsConfig,
+    QueryForm,
+    RecordedRunConfig,
+    SpladeDocumentsConfig,
+)
 from raydistill.config.evaluate import EvaluateConfig
 from raydistill.config.fields import (
     OPERATIONAL,
@@ -25,40 +43,112 @@ from raydistill.config.fields import (
     result_fields,
 )
 from raydistill.config.index import IndexConfig, ScoreConfig
+from raydistill.config.objective import (
+    Bce,
+    InfoNce,
+    Kld,
+    ListwiseCe,
+    MarginMse,
+    Objective,
+    PartialRanking,
+    RankNet,
+    RepCosine,
+    RepMse,
+    ScoreTerm,
+    Term,
+)
+from raydistill.config.regularisation import (
+    ControllerConfig,
+    FlopsPenalty,
+    GuardPenalty,
+    L0FlopsPenalty,
+    L1Penalty,
+    Penalty,
+    PenaltySum,
+    RegularisationConfig,
+    SparsityTarget,
+)
 from raydistill.config.sampling import SamplingConfig
-from raydistill.config.student import StudentConfig
-from raydistill.config.teachers import RecordedTeacherConfig, TeacherConfig, TransformersTeacherConfig
-from raydistill.config.train import ObjectiveConfig, TrainConfig
+from raydistill.config.student import Attention, FreezeConfig, HeadKind, LoraConfig, Pooling, StudentConfig
+from raydistill.config.teachers import (
+    IN_CONVERSATIONS,
+    RecordedTeacherConfig,
+    TeacherConfig,
+    TransformersTeacherConfig,
+)
+from raydistill.config.train import LoggersConfig, MlflowConfig, TrainConfig, ValidationConfig
+from raydistill.config.tuning import StudyConfig, TuneConfig
 
 __all__ = [
+    "DOCUMENT_TEACHERS",
+    "IN_CONVERSATIONS",
     "OPERATIONAL",
+    "Attention",
+    "Bce",
     "CommandLineValue",
+    "ControllerConfig",
     "ConversationSource",
     "DataConfig",
+    "DenseTeacherConfig",
     "DistillConfig",
+    "DocumentTrainingConfig",
     "DocumentsConfig",
     "EvaluateConfig",
+    "FlopsPenalty",
     "Fraction",
+    "FreezeConfig",
+    "GuardPenalty",
+    "HeadKind",
     "IndexConfig",
+    "InfoNce",
+    "Kld",
+    "L0FlopsPenalty",
+    "L1Penalty",
+    "LearnedDocumentsConfig",
     "LexicalDocumentsConfig",
+    "ListwiseCe",
     "Location",
+    "LoggersConfig",
+    "LoraConfig",
+    "MarginMse",
+    "MlflowConfig",
     "ModelSource",
     "Name",
     "NonNegativeFloat",
     "NonNegativeInt",
-    "ObjectiveConfig",
+    "Objective",
     "Operational",
+    "PartialRanking",
+    "PassageSource",
+    "Penalty",
+    "PenaltySum",
+    "Pooling",
+    "QueryForm",
+    "RankNet",
     "RayConfig",
+    "Reader",
+    "RecordedRunConfig",
     "RecordedTeacherConfig",
+    "RegularisationConfig",
+    "RepCosine",
+    "RepMse",
     "SamplingConfig",
     "ScoreConfig",
+    "ScoreTerm",
     "Section",
+    "SparsityTarget",
     "SpladeDocumentsConfig",
     "StudentConfig",
+    "StudyConfig",
     "TeacherConfig",
+    "Term",
     "TextConfig",
     "TrainConfig",
+    "TrainingSource",
     "TransformersTeacherConfig",
+    "TuneConfig",
+    "ValidationConfig",
+    "ValidationShare",
     "WorkerConfig",
     "operational_fields",
     "result_fields",

@@ -38,6 +38,9 @@ class DistillConfig(Section):
     index: IndexConfig = IndexConfig()
     score: ScoreConfig = ScoreConfig()
     train: TrainConfig = TrainConfig()
+    rounds: PositiveInt = 1
+    """Rounds of mining and training. From the second on, the student of the round before mines too (its own top passages
+    join the candidates, as in ANCE, Xiong et al., arXiv 2007.00808) and is what training goes on from."""
     evaluate: EvaluateConfig = EvaluateConfig()
     ray: Operational[RayConfig] = RayConfig()
 
@@ -56,4 +59,19 @@ class DistillConfig(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"teachers: the name {twice[0]!r} is used twice; results are stored by name")
+        unknown = [name for name in self.train.objective.teacher_names if name not in names]
+        if unknown:
+            raise ValueError(
+                f"train.objective names the teacher {unknown[0]!r}, and there is none of that name; the teachers are "
+                f"{', '.join(names)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stopping_needs_validation(self) -> DistillConfig:
+        if self.train.validation.patience is not None and self.data.validation is None:
+            raise ValueError(
+                "train.validation.patience stops training by validation, and data.validation is not set; set it (such as "
+                "{share: 0.15}), or leave patience out"
+            )
         return self

@@ -2,37 +2,122 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
 
-from raydistill.config.fields import Location, NonNegativeInt, Operational, Section
+from raydistill.config.fields import Location, Name, NonNegativeInt, Operational, Section
+
+Reader = Literal["mtrag", "topiocqa", "cast", "ikat"]
 
 
 class ConversationSource(Section):
     """Conversations with their judgements."""
 
+    name: Name | None = None
+    """Name of the source, kept with every turn; required where there are several training sources."""
+    reader: Reader | None = None
+    """Format of the file; None takes data.reader."""
     conversations: Location
     """URI or absolute path of the conversation file."""
     qrels: Operational[Location | None] = None
-    """URI or absolute path of the qrels; None where the conversation file holds the gold passages or none exist."""
+    """URI or absolute path of the qrels; None where the conversation file holds the gold passages or none exist. A source
+    without them still teaches: teachers and student score the same passages, whatever they are."""
     split: str | None = None
     """Keep only conversations whose own split field has this value; None keeps all."""
+    prefix_ids: bool = False
+    """Put `NAME:` before every conversation and query id, for files whose ids another source uses too. The qrels keep the
+    file's own ids; files of recorded rewrites must use the prefixed ones."""
+
+    @model_validator(mode="after")
+    def _prefix_has_a_name(self) -> ConversationSource:
+        if self.prefix_ids and self.name is None:
+            raise ValueError("prefix_ids puts the source's name before its ids, and it has no name; add one")
+        return self
+
+
+class PassageSource(Section):
+    """Conversations made of passages of the corpus, as further training queries (see raydistill.conversations.pseudo)."""
+
+    reader: Literal["passages"]
+    name: Name | None = None
+    """Name of the source, kept with every turn; required where there are several training sources."""
+    sample: PositiveInt
+    """Passages that become topics, the same ones for the same corpus and seed."""
+    topics: PositiveInt = 2
+    """Passages that one conversation visits, one after the other."""
+    seed: int = 0
+
+
+class ValidationShare(Section):
+    """Validation conversations held out of the training conversations."""
+
+    share: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Share of the training conversations with judgements that is held out, whole, by a hash of their ids. Conversations
+    made of passages are never held out."""
+
+
+def _training_kind(value: Any) -> str:
+    reader = value.get("reader") if isinstance(value, dict) else getattr(value, "reader", None)
+    return "passage source" if reader == "passages" else "conversation source"
+
+
+def _validation_kind(value: Any) -> str:
+    share = "share" in value if isinstance(value, dict) else isinstance(value, ValidationShare)
+    return "validation share" if share else "conversation source"
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, (dict, Section)) else value
+
+
+TrainingSource = Annotated[
+    Annotated[ConversationSource, Tag("conversation source")] | Annotated[PassageSource, Tag("passage source")],
+    Discriminator(_training_kind),
+]
+ValidationSource = Annotated[
+    Annotated[ConversationSource, Tag("conversation source")] | Annotated[ValidationShare, Tag("validation share")],
+    Discriminator(_validation_kind),
+]
 
 
 class DataConfig(Section):
     """Where the corpus and the conversations come from."""
 
-    reader: Literal["mtrag", "topiocqa"] = "mtrag"
-    """Format of the conversation files (see raydistill.conversations)."""
+    reader: Reader = "mtrag"
+    """Format of the conversation files (see raydistill.conversations), for sources that do not name their own."""
     corpus: Operational[tuple[Location, ...]] = Field(min_length=1)
     """URIs or absolute paths of the corpus files; a trailing * expands."""
     corpus_format: Literal["jsonl", "tsv"] = "jsonl"
     """jsonl: BEIR records {_id, title, text}; tsv: header `id text title`. Compressed by suffix .gz, .bz2, .zst."""
-    train: ConversationSource
+    train: Annotated[tuple[TrainingSource, ...], BeforeValidator(_as_list), Field(min_length=1)]
+    """One source or a list of them. Query ids are unique over all of them (see prefix_ids)."""
+    validation: ValidationSource | None = None
+    """{share: ...} or a source of its own; None trains without looking at held-out turns. Conversations held out are not
+    trained on."""
     test: ConversationSource
     max_bad_rows: NonNegativeInt = 0
-    """Malformed rows that may be quarantined, with place and reason, in each of corpus, training and test source."""
+    """Malformed rows that may be quarantined, with place and reason, in each of corpus and conversation sources."""
+
+    @model_validator(mode="after")
+    def _sources_have_their_own_names(self) -> DataConfig:
+        names = [source.name for source in self.train]
+        if len(names) > 1 and None in names:
+            raise ValueError(f"train: source number {names.index(None) + 1} of {len(names)} has no name; add name: to it")
+        twice = sorted({name for name in names if name is not None and names.count(name) > 1})
+        if twice:
+            raise ValueError(f"train: the name {twice[0]!r} is used by two sources; turns are told apart by it")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_hold_out(self) -> DataConfig:
+        made = all(isinstance(source, PassageSource) for source in self.train)
+        if made and isinstance(self.validation, ValidationShare):
+            raise ValueError(
+                "validation: a share of the training conversations is asked for, and all of them are made of passages; "
+                "name a source of its own"
+            )
+        return self
 
 
 class TextConfig(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -81,4 +82,5 @@ def result_fields(section: Any) -> Any:
         }
     if isinstance(section, (tuple, list)):
         return [result_fields(item) for item in section]
-    return section
+    # Objectives, policies and the like are dataclasses with a text form, which says all that they are.
+    return str(section) if is_dataclass(section) else section

@@ -1,28 +1,134 @@
-"""Which candidates of a query enter a training step."""
+"""Which candidates of a query enter a training step, and which queries a batch: declared here, drawn in `distill`."""
 
 from __future__ import annotations
 
-from pydantic import PositiveInt, model_validator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
+from pydantic import BeforeValidator, InstanceOf, PlainSerializer, PositiveInt, WithJsonSchema, model_validator
+
+from raydistill.config.expressions import Value, parse_value
 from raydistill.config.fields import NonNegativeInt, Section
 
 
+@dataclass(frozen=True)
+class SamplingPolicy(Value):
+    """How the places that gold and `top` passages leave are filled from the other candidates."""
+
+
+@dataclass(frozen=True)
+class Window(SamplingPolicy):
+    """Uniform draws from a window of the teachers' ranking (1-based, inclusive), as in DiSCo (arXiv 2410.14609).
+
+    Its first ranks are left out as a guard against false negatives. A query with too few candidates in the window fills up
+    with the worst of those above it.
+    """
+
+    NAME = "window"
+    first: int = 11
+    last: int = 960
+
+    def check(self) -> None:
+        if not 1 <= self.first <= self.last:
+            raise ValueError(f"{self.NAME}: first ({self.first}) must be at least 1 and not exceed last ({self.last})")
+
+
+@dataclass(frozen=True)
+class Uniform(SamplingPolicy):
+    """Uniform draws from all other candidates."""
+
+    NAME = "uniform"
+
+
+@dataclass(frozen=True)
+class Top(SamplingPolicy):
+    """No draw: the best-ranked of the other candidates, the same at every visit."""
+
+    NAME = "top"
+
+
+@dataclass(frozen=True)
+class Quantiles(SamplingPolicy):
+    """Stratified draws over the teachers' scores, after Jang et al. (arXiv 2604.04734).
+
+    The other candidates are cut into bins by score and every bin gives the same number of passages (or all it has). With
+    `edges` mass the bins hold equally many candidates, so the sample mirrors the teachers' score distribution, with less
+    variance than uniform draws; with width they are equally wide, so the sample covers the range of scores evenly and
+    the few high ones weigh more than they do among the candidates.
+    """
+
+    NAME = "quantiles"
+    bins: int = 8
+    edges: Literal["mass", "width"] = "mass"
+
+    def check(self) -> None:
+        if self.bins < 1:
+            raise ValueError(f"{self.NAME}: bins is {self.bins}; at least one is needed")
+
+
+@dataclass(frozen=True)
+class Importance(SamplingPolicy):
+    """Draws without replacement, probabilities proportional to (1 - uniform) softmax(teacher / tau) + uniform / N.
+
+    Each drawn passage carries the log of its inverse inclusion probability, which objectives add to the logits, so that
+    sums over the sample estimate sums over all candidates (Horvitz and Thompson, 1952).
+    """
+
+    NAME = "importance"
+    tau: float = 1.0
+    uniform: float = 0.1
+
+    def check(self) -> None:
+        if self.tau <= 0:
+            raise ValueError(f"{self.NAME}: tau is {self.tau:g}; it must be > 0")
+        if not 0 < self.uniform <= 1:
+            raise ValueError(
+                f"{self.NAME}: uniform is {self.uniform:g}; it must lie in (0, 1], since a passage that can never be drawn "
+                "cannot be corrected for"
+            )
+
+
+POLICIES: dict[str, type[SamplingPolicy]] = {kind.NAME: kind for kind in (Window, Uniform, Top, Quantiles, Importance)}
+
+
+def _policy(value: Any) -> Any:
+    return parse_value(value, POLICIES) if isinstance(value, str) else value
+
+
 class SamplingConfig(Section):
-    """Which candidates of a query enter a step: `top` best by the teachers' mean, the rest drawn from a rank window."""
+    """Which candidates of a query enter a step: gold ones, the `top` best by the combined teachers, others by a policy."""
 
     passages: PositiveInt = 17
-    """Passages a query, one gold among them where the query has one."""
+    """Passages a query; fewer where it has fewer candidates."""
     top: NonNegativeInt = 0
     """Best-ranked candidates always taken."""
-    first_rank: PositiveInt = 11
-    """First rank (1-based) of the window that the others are drawn from; 11 keeps likely false negatives out."""
-    last_rank: PositiveInt = 960
-    """Last rank of the window."""
+    gold: Literal["one", "all", "none"] = "one"
+    """one: one gold passage, drawn anew at each visit; the others take no place. all: every gold passage, leaving at least
+    one place. none: gold passages take part like any other candidate."""
+    policy: Annotated[
+        InstanceOf[SamplingPolicy],
+        BeforeValidator(_policy),
+        PlainSerializer(str, return_type=str),
+        WithJsonSchema({"type": "string"}),
+    ] = Window()
+    """What fills the remaining places: window(first=11, last=960), uniform, top, quantiles(bins=8, edges=mass) or
+    importance(tau=1, uniform=0.1)."""
+    batches: Literal["mixed", "depth", "source"] = "mixed"
+    """mixed: queries in random order. depth: a batch holds queries of neighbouring turn depth, hence of like length, so
+    that little is padded. source: a batch holds queries of one source of conversations."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SamplingConfig:
-        if self.first_rank > self.last_rank:
-            raise ValueError(f"first_rank ({self.first_rank}) must not exceed last_rank ({self.last_rank})")
         if self.top >= self.passages:
-            raise ValueError(f"top ({self.top}) must be smaller than passages ({self.passages}): one place is the gold's")
+            raise ValueError(
+                f"top ({self.top}) must be smaller than passages ({self.passages}): one place is the gold's or the policy's"
+            )
+        if self.gold == "all" and self.passages == 1:
+            raise ValueError("gold: all needs passages of at least 2, since one place is kept for another passage")
+        places = self.passages - self.top - (self.gold != "none")
+        if isinstance(self.policy, Quantiles) and self.policy.bins > places:
+            raise ValueError(
+                f"{self.policy} has more bins than places to fill ({places}: passages {self.passages}, top {self.top}, "
+                f"gold {self.gold}); use fewer bins or more passages"
+            )
         return self

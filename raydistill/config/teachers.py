@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt, WrapValidator
 
 from raydistill.config.fields import (
     Location,
@@ -17,14 +18,31 @@ from raydistill.config.fields import (
     WorkerConfig,
 )
 
+IN_CONVERSATIONS = "conversations"
+"""In the place of a file of rewrites: those that the conversation files themselves hold."""
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _no_path(value: Any, as_location: Callable[[Any], Any]) -> Any:
+    return IN_CONVERSATIONS if value == IN_CONVERSATIONS else as_location(value)
+
+
+RewritesLocation = Annotated[Location, WrapValidator(_no_path)]
+
 
 class RecordedTeacherConfig(Section):
-    """Rewrites that were made elsewhere, read from a file."""
+    """Rewrites that were made elsewhere. A turn that they lack goes without this teacher; a training source, or the whole
+    test set, may go without it."""
 
     engine: Literal["recorded"] = "recorded"
     name: Name
-    rewrites: Location
-    """URI or absolute path of JSONL records {_id: query id, text}."""
+    rewrites: Annotated[Operational[tuple[RewritesLocation, ...]], BeforeValidator(_as_list), Field(min_length=1)]
+    """One place or a list of them: URI or absolute path of JSONL records {_id: query id, text} or of a .tsv with lines
+    `query id<TAB>text`; or `conversations` for the rewrites that the conversation files themselves hold (human ones in
+    CAsT and iKAT, made ones of passages). Where a file and the conversation both have one, the file's counts."""
 
 
 class TransformersTeacherConfig(Section):

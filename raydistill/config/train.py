@@ -1,30 +1,83 @@
-"""The training of the student."""
+"""The training of the student: optimisation, precision, validation on the way, checkpoints, logging."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, field_validator, model_validator
 
-from raydistill.config.fields import Fraction, NonNegativeFloat, Operational, Section, WorkerConfig
+from raydistill.config.fields import Fraction, Name, NonNegativeFloat, Operational, Section, WorkerConfig
+from raydistill.config.objective import Objective
+from raydistill.config.regularisation import RegularisationConfig
 from raydistill.config.sampling import SamplingConfig
 
+Schedule = Literal["linear", "cosine", "constant"]
 
-class ObjectiveConfig(Section):
-    """L = (1 - contrastive_weight) KLD + contrastive_weight NCE + flops FLOPS(Q) + l1 L1(Q); see method notes in distill."""
 
-    temperature: PositiveFloat = 1.0
-    """tau of the KLD, for the teachers, and for the student unless student_temperature is given."""
-    student_temperature: PositiveFloat | None = None
-    """tau of the KLD for the student alone, where its scores live on another scale than the teachers'."""
-    contrastive_weight: Fraction = 0.0
-    contrastive_temperature: PositiveFloat = 1.0
-    combine: Literal["mean", "max", "min", "zscore_mean"] = "mean"
-    """How the teachers' scores of a passage become one."""
-    flops_weight: NonNegativeFloat = 0.0
-    l1_weight: NonNegativeFloat = 0.0
-    ramp_share: Fraction = 0.33
-    """Share of the optimizer steps over which the regularisers' weights grow (quadratically) to their full value."""
+def _known(name: str) -> str:
+    import ir_measures
+
+    try:
+        ir_measures.parse_measure(name)
+    except (ValueError, NameError, SyntaxError) as error:
+        raise ValueError(f"{name!r} is no ir_measures name ({error}); nDCG@10, R@100 and RR are examples") from None
+    return name
+
+
+class ValidationConfig(Section):
+    """Measuring the student with the real index while it trains; without validation conversations nothing of this acts."""
+
+    every_steps: PositiveInt = 50
+    """Optimizer steps between validations; the last step is always validated."""
+    measure: str = "nDCG@10"
+    """The ir_measures name that chooses the best step."""
+    measures: Operational[tuple[str, ...]] = ("nDCG@10", "R@100")
+    """Further ir_measures names that are logged."""
+    depth: PositiveInt = 100
+    """Passages retrieved a query."""
+    keep: Literal["best", "last"] = "best"
+    """Which parameters become the student."""
+    patience: PositiveInt | None = None
+    """Validations in a row without a new best after which training stops; None trains to the end."""
+
+    @field_validator("measure")
+    @classmethod
+    def _known_measure(cls, name: str) -> str:
+        return _known(name)
+
+    @field_validator("measures")
+    @classmethod
+    def _known_measures(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_known, names))
+
+    @model_validator(mode="after")
+    def _deep_enough(self) -> ValidationConfig:
+        import ir_measures
+
+        for name in (self.measure, *self.measures):
+            cutoff = ir_measures.parse_measure(name).params.get("cutoff")
+            if cutoff is not None and cutoff > self.depth:
+                raise ValueError(f"{name} asks for more than depth ({self.depth}) passages; raise validation.depth")
+        return self
+
+
+class MlflowConfig(Section):
+    """An MLflow tracking server; user name, password or token come from the environment (MLFLOW_TRACKING_...)."""
+
+    uri: str
+    """Tracking URI, such as https://mlflow.example.org or file:///path."""
+    experiment: str
+
+
+class LoggersConfig(Section):
+    """Where training records go besides the run root. Secrets come from the environment only, never from here."""
+
+    tensorboard: bool = False
+    """Event files under {root}/runs/{run}/training/{fingerprint}/tensorboard."""
+    wandb: Name | None = None
+    """Weights & Biases project; the key is read from WANDB_API_KEY. Needs the package wandb."""
+    mlflow: MlflowConfig | None = None
+    """Needs the package mlflow."""
 
 
 class TrainConfig(Section):
@@ -39,25 +92,38 @@ class TrainConfig(Section):
     head_learning_rate: PositiveFloat | None = None
     """Learning rate of the identity head's scale and bias; None uses learning_rate."""
     weight_decay: NonNegativeFloat = 0.01
+    schedule: Schedule = "linear"
+    """What follows the warm-up: linear or cosine decay to 0, or no decay."""
     warmup_share: Fraction = 0.01
+    """Share of the optimizer steps over which the learning rate grows linearly to its peak."""
     gradient_clip: PositiveFloat = 1.0
+    """Largest norm of the gradient over all parameters; a longer one is scaled down to it."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: Operational[Literal[0, 1, 2, 3]] = 1
-    """DeepSpeed ZeRO stage."""
+    """DeepSpeed ZeRO stage; a checkpoint of any stage continues in any other."""
     dropout: Fraction | None = None
     """Dropout of the encoder while training; None keeps the model's own."""
     seed: int = 42
     sampling: SamplingConfig = SamplingConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: Objective = Objective.parse("kld")
+    """What the student is trained to do: a weighted sum of terms, such as `0.9*kld(tau=1) + 0.1*infonce(tau=4)`."""
+    combine: Literal["mean", "max", "min", "zscore_mean"] = "mean"
+    """How the teachers' scores of a passage become one."""
+    regularisation: RegularisationConfig = RegularisationConfig()
     shuffle_buffer: PositiveInt = 4096
     """Queries shuffled together in memory; parts are shuffled globally on top."""
+    validation: ValidationConfig = ValidationConfig()
     checkpoint_steps: Operational[PositiveInt] = 200
-    """Optimizer steps between checkpoints."""
+    """Optimizer steps between checkpoints; they are uploaded while training goes on."""
     log_steps: Operational[PositiveInt] = 10
     """Optimizer steps between records of loss, sparsity and pace."""
+    loggers: Operational[LoggersConfig] = LoggersConfig()
     max_failures: Operational[int] = 3
-    """Worker failures after which training gives up; -1 never does."""
+    """Worker failures after which training gives up; -1 never does. Announced preemptions do not count."""
     workers: WorkerConfig = WorkerConfig()
+    min_workers: Operational[PositiveInt | None] = None
+    """Fewest workers that training goes on with when nodes are lost, from the last checkpoint and with the same global
+    batch; None insists on workers.actors."""
 
     @model_validator(mode="after")
     def _devices_fit(self) -> TrainConfig:
@@ -77,5 +143,19 @@ class TrainConfig(Section):
             raise ValueError(
                 f"global_batch ({self.global_batch}) must be a multiple of micro_batch x workers.actors "
                 f"({self.micro_batch} x {self.workers.actors} = {per_step}); change global_batch or micro_batch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_can_learn(self) -> TrainConfig:
+        self.objective.check_batch(self.sampling.passages, self.global_batch)
+        return self
+
+    @model_validator(mode="after")
+    def _elastic_range(self) -> TrainConfig:
+        if self.min_workers is not None and self.min_workers > self.workers.actors:
+            raise ValueError(
+                f"min_workers is {self.min_workers}, more than workers.actors ({self.workers.actors}); lower it, or leave "
+                "it out"
             )
         return self

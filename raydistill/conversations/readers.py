@@ -1,12 +1,18 @@
-"""The way from a conversation source of the configuration to checked records; one module beside this one a file format."""
+"""The way from one conversation source of the configuration to checked records; one module beside this one a file format.
+
+How several sources become the training conversations is in `training`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 from raydistill.config import ConversationSource
+from raydistill.conversations.cast import read_cast
+from raydistill.conversations.ikat import read_ikat
 from raydistill.conversations.mtrag import read_mtrag
 from raydistill.conversations.qrels import Qrels, add_judgement, judgement_rows
 from raydistill.conversations.records import Conversation, ConversationSet
@@ -16,12 +22,22 @@ from raydistill.conversations.topiocqa import read_topiocqa
 from raydistill.errors import DataError
 from raydistill.storage.files import input_fingerprint
 
-READERS: dict[str, Callable[[str, Quarantine], ConversationFile]] = {"mtrag": read_mtrag, "topiocqa": read_topiocqa}
+READERS: dict[str, Callable[[str, Quarantine], ConversationFile]] = {
+    "mtrag": read_mtrag,
+    "topiocqa": read_topiocqa,
+    "cast": read_cast,
+    "ikat": read_ikat,
+}
 _FORMAT_VERSION = 1
 
 
 def read_conversations(source: ConversationSource, reader: str, max_bad_rows: int) -> ConversationSet:
     """Read and check a source: conversations in file order, judgements of their turns, and the rows left out.
+
+    Args:
+        source: what to read; its own reader counts before `reader`, its name is kept with every conversation.
+        reader: format of a source that names none.
+        max_bad_rows: malformed rows that may be left out.
 
     A malformed conversation, a duplicate id, and a judgement of a query that the whole file (before the split filter) does
     not hold are quarantined. Judgements of conversations that were quarantined are dropped without being counted again.
@@ -30,6 +46,7 @@ def read_conversations(source: ConversationSource, reader: str, max_bad_rows: in
         DataError: more than `max_bad_rows` malformed rows, nothing left to read, or an unknown reader; names file and line.
         StorageError: a file that does not exist or cannot be read.
     """
+    reader = source.reader or reader
     if reader not in READERS:
         raise DataError(f"there is no conversation reader {reader!r}; data.reader can be {', '.join(sorted(READERS))}")
     quarantine = Quarantine(max_bad_rows)
@@ -39,12 +56,18 @@ def read_conversations(source: ConversationSource, reader: str, max_bad_rows: in
     qrels = file.qrels if source.qrels is None else _judgements(source.qrels, file, quarantine)
     kept = _of_split(file, source)
     query_ids = {turn.query_id for conversation in kept for turn in conversation.turns}
+    prefix = f"{source.name}:" if source.prefix_ids else ""
     return ConversationSet(
-        conversations=tuple(kept),
-        qrels={query_id: grades for query_id, grades in qrels.items() if query_id in query_ids},
+        conversations=tuple(_prefixed(one, source.name or "", prefix) for one in kept),
+        qrels={f"{prefix}{query_id}": grades for query_id, grades in qrels.items() if query_id in query_ids},
         fingerprint=_source_fingerprint(source, reader),
         quarantined=tuple(quarantine.rows),
     )
+
+
+def _prefixed(conversation: Conversation, source: str, prefix: str) -> Conversation:
+    turns = tuple(replace(turn, query_id=f"{prefix}{turn.query_id}") for turn in conversation.turns)
+    return replace(conversation, conversation_id=f"{prefix}{conversation.conversation_id}", turns=turns, source=source)
 
 
 def _judgements(uri: str, file: ConversationFile, quarantine: Quarantine) -> Qrels:
@@ -80,6 +103,8 @@ def _source_fingerprint(source: ConversationSource, reader: str) -> str:
         "format": _FORMAT_VERSION,
         "reader": reader,
         "split": source.split,
+        "name": source.name,
+        "prefix_ids": source.prefix_ids,
         "conversations": input_fingerprint([source.conversations]),
         "qrels": None if source.qrels is None else input_fingerprint([source.qrels]),
     }

@@ -24,31 +24,51 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One exchange. `depth` is 1 for the first question; `answer` is what the system replied, "" when unknown."""
+    """One exchange. `depth` is 1 for the first question; `answer` is what the system replied, "" when unknown; `rewrite` is
+    the question made self-contained, where the conversation file holds that, and never part of a query's history."""
 
     query_id: str
     depth: int
     question: str
     answer: str = ""
+    rewrite: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns in order of time, at least one."""
+    """Turns in order of time, at least one.
+
+    Attributes:
+        conversation_id: the paths of one tree of turns are conversations with the same id.
+        source: name of the source it comes from, "" when that has none.
+        asked_before: leading turns that an earlier path of the same tree asks; here they are history only.
+    """
 
     conversation_id: str
     turns: tuple[Turn, ...]
+    source: str = ""
+    asked_before: int = 0
+
+    @property
+    def asked(self) -> tuple[Turn, ...]:
+        """The turns that are queries."""
+        return self.turns[self.asked_before :]
 
 
 @dataclass(frozen=True, slots=True)
 class ConversationalQuery:
-    """A turn to be answered, with what was said before it (oldest first; the history holds no later turn)."""
+    """A turn to be answered, with what was said before it (oldest first; the history holds no later turn).
+
+    `source` and `rewrite` are those of its conversation and its turn.
+    """
 
     query_id: str
     conversation_id: str
     depth: int
     question: str
     history: tuple[Turn, ...]
+    source: str = ""
+    rewrite: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +78,7 @@ class ConversationSet:
     Attributes:
         conversations: in file order.
         qrels: query id -> passage id -> grade (int; > 0 is relevant unless the reader's protocol says otherwise).
-        fingerprint: SHA-256 over the source files' bytes and the reader's settings.
+        fingerprint: SHA-256 over the source files' bytes and the reader's settings, and over what was held out.
         quarantined: (place, reason) of every row left out, within the configured limit.
     """
 
@@ -68,13 +88,15 @@ class ConversationSet:
     quarantined: tuple[tuple[str, str], ...] = field(default=())
 
     def queries(self) -> Iterator[ConversationalQuery]:
-        """Yield every turn of every conversation as a query with its history."""
+        """Yield every turn of every conversation as a query with its history, each turn of a tree once."""
         for conversation in self.conversations:
-            for position, turn in enumerate(conversation.turns):
+            for position, turn in enumerate(conversation.asked, start=conversation.asked_before):
                 yield ConversationalQuery(
                     query_id=turn.query_id,
                     conversation_id=conversation.conversation_id,
                     depth=turn.depth,
                     question=turn.question,
                     history=conversation.turns[:position],
+                    source=conversation.source,
+                    rewrite=turn.rewrite,
                 )

@@ -1,4 +1,4 @@
-"""Lines of an input file with their places, and the quarantine for malformed ones. No format is known here."""
+"""Lines and records of an input file with their places, and the quarantine for malformed ones. No format is known here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from raydistill.errors import DataError
+from raydistill.storage.files import read_input
 
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad"))
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -73,6 +75,26 @@ def numbered_lines(stream: BinaryIO, uri: str) -> Iterator[Line | BadRow]:
             yield Line(place, text)
 
 
+def json_list(uri: str, expected: str) -> list[Any]:
+    """Return the records of a file that is one JSON list, a byte order mark allowed.
+
+    Args:
+        uri: a file small enough to be held in memory.
+        expected: what such a list is in this format, for messages.
+
+    Raises DataError naming the line of a mistake; StorageError as `read_input`.
+    """
+    try:
+        records = json.loads(read_input(uri).decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{uri}:{error.lineno}: is not valid JSON ({error.msg}); {expected} are one JSON list") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{uri}: is not JSON in UTF-8 ({error}); fetch the file again") from None
+    if not isinstance(records, list):
+        raise DataError(f"{uri}: must be a JSON list ({expected} are); check the source's reader")
+    return records
+
+
 def json_object(text: str) -> dict[str, Any]:
     """Parse a line that must hold one JSON object. Raises RowError."""
     try:
@@ -118,6 +140,11 @@ def optional_text(record: dict[str, Any], name: str) -> str:
         # JSON escapes can spell half a surrogate pair, which no later stage can store.
         raise RowError(f"field {name!r} holds an unpaired surrogate escape") from None
     return value
+
+
+def spoken_text(record: dict[str, Any], name: str) -> str:
+    """Return a field as `optional_text`, invisible characters removed and runs of white space made one space."""
+    return " ".join(optional_text(record, name).translate(_INVISIBLE).split())
 
 
 def _json_type(value: object) -> str:

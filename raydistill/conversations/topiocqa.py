@@ -8,16 +8,13 @@ A turn that later histories show but that has no record of its own is part of it
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from raydistill.conversations.qrels import Qrels
 from raydistill.conversations.records import Conversation, Turn
-from raydistill.conversations.rows import BadRow, Quarantine, RowError, identifier, optional_text, required_text
+from raydistill.conversations.rows import BadRow, Quarantine, RowError, identifier, json_list, optional_text, required_text
 from raydistill.conversations.sources import ConversationFile
-from raydistill.errors import DataError
-from raydistill.storage.files import read_input
 
 _SEPARATOR = "[SEP]"
 
@@ -36,27 +33,13 @@ def read_topiocqa(uri: str, quarantine: Quarantine) -> ConversationFile:
     """Read a TopiOCQA retriever file; a malformed record goes to the quarantine. DataError when it is no JSON list."""
     drafts: dict[str, _Draft] = {}
     qrels: Qrels = {}
-    for number, record in enumerate(_records(uri), start=1):
+    for number, record in enumerate(json_list(uri, "TopiOCQA retriever files"), start=1):
         try:
             _add(record, drafts, qrels)
         except RowError as error:
             quarantine.add(BadRow(f"{uri}: record {number}", str(error)))
     conversations = tuple(_conversation(conversation_id, draft) for conversation_id, draft in drafts.items())
     return ConversationFile(uri, conversations, qrels=qrels)
-
-
-def _records(uri: str) -> list[Any]:
-    try:
-        records = json.loads(read_input(uri).decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{uri}:{error.lineno}: is not valid JSON ({error.msg}); TopiOCQA retriever files are one JSON list"
-        ) from None
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{uri}: is not JSON in UTF-8 ({error}); fetch the file again") from None
-    if not isinstance(records, list):
-        raise DataError(f"{uri}: must be a JSON list of turns; check data.reader")
-    return records
 
 
 def _add(record: Any, drafts: dict[str, _Draft], qrels: Qrels) -> None:

@@ -1,127 +1,160 @@
-"""What every training worker runs: encode, gather, differentiate, step, checkpoint. DeepSpeed inside, no Ray.
+"""What every training worker runs: encode, gather, differentiate, step, validate, checkpoint. DeepSpeed inside, no Ray.
 
-A step has two halves. First the workers encode their share of the global batch and gather all query vectors; each then
-computes the same loss and its gradient with respect to the vectors (`step.query_gradients`). Second, each worker sends
-the gradient of its own rows through its encoder. With one micro-batch the first pass keeps its graph; with
+A step has two halves. First the workers encode their micro-batches of the global batch and gather all query vectors; each
+then computes the same loss and its gradient with respect to the vectors (`step.query_gradients`). Second, each worker
+sends the gradient of its own rows through its encoder. With one micro-batch a worker the first pass keeps its graph; with
 accumulation the first pass runs without one and each micro-batch is encoded again (gradient caching, Gao et al., arXiv
 2101.06983), so memory is that of one micro-batch and the result that of the whole batch.
+
+Which rows form a micro-batch, and the seed of its dropout, depend on the global batch and `micro_batch` alone. So the
+number of workers, accumulation and the ZeRO stage change nothing but the order of sums.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import logging
+import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from raydistill.config import StudentConfig, TrainConfig
-from raydistill.conversations.text import student_text
+from raydistill.conversations.text import history_pairs, student_text
+from raydistill.distill.checkpoints import Catalogue, Checkpoint, write_state, write_tensors
+from raydistill.distill.engine import (
+    Workplace,
+    any_worker,
+    from_first,
+    gathered,
+    gathered_on_first,
+    learning_rate_share,
+    micro_batches,
+    set_learning_rate,
+    start_engine,
+    unclipped_norm,
+)
+from raydistill.distill.sparsity import Sparsity
 from raydistill.distill.step import StepTensors, query_gradients
 from raydistill.distill.stream import CandidateStream, MinedQuery, Prefetch, StepBatch
-from raydistill.encoders.checkpoint import SETTINGS_FILE, load_student
-from raydistill.encoders.splade import SpladeModel
+from raydistill.distill.validation import Finding, Progress, Validator
+from raydistill.distill.whole_state import KINDS, Kind, WholeState, load_parameters
+from raydistill.encoders.splade import SpladeModel, sparse_rows
+from raydistill.encoders.tokens import pad_id, padded, tokenize
 from raydistill.errors import TrainingError
-from raydistill.model_source import resolve_model
+from raydistill.storage.artifacts import fingerprint
 
-Record = dict[str, float]
+logger = logging.getLogger("raydistill")
+Record = dict[str, Any]
 _CALIBRATION_QUERIES = 256
-_POSITION = "position.json"
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """Where a worker stands: rank and number of workers, and the device it computes on."""
-
-    rank: int
-    workers: int
-    device: torch.device
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop asks of its surroundings.
+    """What the loop asks of its surroundings; all are called on every worker, after the same steps.
 
     Attributes:
-        log: called on every worker with the record of every step.
-        checkpoint: called on every worker with the optimizer step reached; saves `engine` through `save`.
+        log: the record of every step.
+        checkpoint: the optimizer step reached, and the trainer to `save`.
+        validated: the record of every validation.
+        best: a new best step, and the trainer to `save_parameters`; only with validation.keep best.
+        preempted: whether this worker knows that it will soon lose its machine. When one says so for the first time, all
+            write a checkpoint after that step (`Trainer.preempted` is then True) and go on.
     """
 
     log: Callable[[Record], None]
     checkpoint: Callable[[int, Trainer], None]
-
-
-def engine_settings(config: TrainConfig, workers: int) -> dict[str, Any]:
-    """Return DeepSpeed's configuration; accumulation follows from the fixed global batch."""
-    return {
-        "train_micro_batch_size_per_gpu": config.micro_batch,
-        "gradient_accumulation_steps": config.global_batch // (config.micro_batch * workers),
-        "gradient_clipping": config.gradient_clip,
-        "zero_optimization": {"stage": config.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": config.precision == "bf16"},
-        "fp16": {"enabled": config.precision == "fp16"},
-        "steps_per_print": 1_000_000_000,
-    }
-
-
-def learning_rate_share(step: int, steps: int, warmup_share: float) -> float:
-    """Share of the peak learning rate at optimizer step `step` (0-based): linear warm-up, then linear decay to 0."""
-    warmup = max(1, round(warmup_share * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return max(0.0, (steps - step) / max(1, steps - warmup))
+    validated: Callable[[Record], None] = lambda record: None
+    best: Callable[[int, Trainer], None] = lambda step, trainer: None
+    preempted: Callable[[], bool] = lambda: False
 
 
 class Trainer:
-    """A student, its DeepSpeed engine and its position in the stream."""
+    """A student, its DeepSpeed engine and its position in the stream.
+
+    Args:
+        student: the model to start from, and its text form.
+        config: how to train it.
+        stream: global batches.
+        tokenizer: the student's.
+        place: where this worker stands; the process group exists.
+        document_share: float32 [V]; share of the index's passages that hold each term.
+        teacher_names: the teachers, in the order of the candidates' scores.
+        validator: the validation turns; None validates nothing.
+
+    Attributes:
+        step: optimizer steps done. steps: of the whole training.
+        progress: of the validations.
+        preempted: whether a worker was told that it will lose its machine.
+    """
 
     def __init__(
-        self, student: StudentConfig, config: TrainConfig, stream: CandidateStream, tokenizer: Any, place: Workplace
+        self,
+        student: StudentConfig,
+        config: TrainConfig,
+        stream: CandidateStream,
+        tokenizer: Any,
+        place: Workplace,
+        document_share: NDArray[np.float32],
+        teacher_names: Sequence[str],
+        validator: Validator | None = None,
     ) -> None:
         self._student = student
         self._config = config
         self._stream = stream
         self._place = place
         self._tokenizer = tokenizer
+        self._document_share = document_share
+        self._teacher_names = tuple(teacher_names)
+        self._validator = validator
         self.steps = stream.steps(config.epochs)
         self.step = 0
+        self.progress = Progress()
+        self.preempted = False
+        self._has_warned = False
+        self._fingerprint = fingerprint(
+            "training state", 1, {"student": student, "train": config}, {"queries": str(stream.queries)}
+        )
         torch.manual_seed(config.seed)
         model = self._starting_model()
         if config.dropout is not None:
             _set_dropout(model, config.dropout)
-        self.engine = _deepspeed_engine(model.to(place.device), config, place)
+        groups = model.parameter_groups(config.learning_rate, config.weight_decay, config.head_learning_rate)
+        self.engine = start_engine(model.to(place.device), groups, config, place)
+        self._whole = WholeState(self.engine)
+        self._sparsity = Sparsity(config.regularisation, torch.from_numpy(document_share).to(place.device), self.steps)
 
     def _starting_model(self) -> SpladeModel:
-        student = self._student
-        folder = Path(resolve_model(student.model, "student.model"))
-        if (folder / SETTINGS_FILE).is_file():
-            # An earlier student of ours goes on with the head that it learned.
-            return load_student(folder, student.trust_remote_code).model
-        model = SpladeModel.from_config(student)
-        if student.head == "identity":
+        model = SpladeModel.from_config(self._student)
+        if not model.head_has_values:
             texts = [self.text(query) for query in self._stream.sample_queries(_CALIBRATION_QUERIES)]
-            model.calibrate(texts, self._tokenizer, student.active_share, student.text.max_tokens)
+            model.start_head(texts, self._tokenizer, self._student, self._document_share)
         return model
 
     def text(self, query: MinedQuery) -> str:
         """Return the student's text form of a mined query."""
-        return student_text(query.question, query.history, self._student.text, self._tokenizer.sep_token or "")
+        return self._text(query.question, query.history)
+
+    def _text(self, question: str, history: Sequence[tuple[str, str]]) -> str:
+        return student_text(question, history, self._student.text, self._tokenizer.sep_token or "")
 
     def run(self, hooks: Hooks) -> None:
-        """Train from the current step to the last, calling the hooks on the way.
+        """Train from the current step to the last, or until validation brings nothing better, calling the hooks.
 
-        Raises TrainingError when the loss is no number or no query has a term left.
+        Raises TrainingError when the loss is no number, no query has a term left, or sparsity collapses and
+        regularisation.on_collapse is stop.
         """
-        first = self.step
+        config, first = self._config, self.step
         batches = Prefetch(lambda: self._stream.batches(first))
         try:
-            while self.step < self.steps:
+            while self.step < self.steps and not self.progress.is_over(config.validation.patience):
                 started = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - started
@@ -130,82 +163,141 @@ class Trainer:
                 self._check(values)
                 seconds = time.perf_counter() - started
                 hooks.log({**values, "step": self.step, "epoch": batch.epoch, **self._pace(seconds, waited)})
-                if self.step % self._config.checkpoint_steps == 0 or self.step == self.steps:
+                if self._validator and (self.step % config.validation.every_steps == 0 or self.step == self.steps):
+                    self._validate(self._validator, hooks)
+                ended = self.step == self.steps or self.progress.is_over(config.validation.patience)
+                if self._is_warned(hooks) or ended or self.step % config.checkpoint_steps == 0:
                     hooks.checkpoint(self.step, self)
         finally:
             batches.close()
 
+    def _is_warned(self, hooks: Hooks) -> bool:
+        """Return on every worker whether one of them heard of its preemption just now."""
+        if self.preempted:
+            return False
+        self.preempted = any_worker(hooks.preempted(), self._place)
+        return self.preempted
+
+    # Checkpoints: every worker calls these, for its share of the work and of the shards.
+
     def save(self, folder: Path) -> None:
-        """Write this worker's part of a checkpoint; every worker must call it."""
-        position = {"step": self.step, **self._layout()}
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _POSITION).write_text(json.dumps(position))
-        self.engine.save_checkpoint(str(folder), tag="state")
+        """Write this worker's part of a checkpoint into an existing folder; rank 0 completes it."""
+        config = self._config
+        state = {
+            "step": self.step,
+            "position": self.step * config.global_batch,
+            "adam_steps": self._whole.adam_steps,
+            "loss_scaler": self._whole.loss_scaler,
+            "sparsity": self._sparsity.state(),
+            "validation": self.progress.state(),
+            "layout": {"workers": self._place.workers, "zero_stage": config.zero_stage, "micro_batch": config.micro_batch},
+        }
+        catalogue = self._write_tensors(folder, KINDS)
+        if catalogue is not None:
+            write_state(folder, "training", self._fingerprint, catalogue, state)
+
+    def save_parameters(self, folder: Path) -> None:
+        """Write this worker's part of the parameters alone into an existing folder; rank 0 completes it."""
+        catalogue = self._write_tensors(folder, KINDS[:1])
+        if catalogue is not None:
+            write_state(folder, "parameters", self._fingerprint, catalogue, {"step": self.step})
 
     def restore(self, folder: Path) -> None:
-        """Continue from a checkpoint. Raises TrainingError when it is unreadable, or of another layout of workers."""
-        position = json.loads((folder / _POSITION).read_text())
-        for name, field in (("workers", "train.workers.actors"), ("zero_stage", "train.zero_stage")):
-            # DeepSpeed's own message for this is an AssertionError without text, after the fact.
-            if position[name] != self._layout()[name]:
-                raise TrainingError(
-                    f"the checkpoint at step {position['step']} was written with {field}={position[name]} and cannot be "
-                    f"continued with {self._layout()[name]}; set it back, or change another training field to start anew"
-                )
-        path, _ = self.engine.load_checkpoint(str(folder), tag="state")
-        if path is None:
-            raise TrainingError(f"the checkpoint in {folder} holds no DeepSpeed state; remove it to start again")
-        self.step = int(position["step"])
+        """Continue from a checkpoint that any number of workers wrote in any layout; the folder holds all their files.
 
-    def full_model(self) -> SpladeModel | None:
-        """Return the whole student in float32 on rank 0 (None elsewhere).
-
-        Every worker must call it, for its shards, and the engine must not be used afterwards.
+        Raises TrainingError when it is damaged or of another training.
         """
-        _restore_whole(self.engine.module)
-        return self.engine.module.float() if self._place.rank == 0 else None
+        checkpoint = Checkpoint(folder, "training", self._fingerprint, self._shapes(KINDS))
+        for name in self._whole.names:
+            for kind in KINDS:
+                self._whole.write(name, kind, checkpoint.tensor(_key(kind, name)))
+        state = checkpoint.state
+        self._whole.adam_steps = int(state["adam_steps"])
+        self._whole.loss_scaler = state["loss_scaler"]
+        self._sparsity.load_state(state["sparsity"])
+        self.progress = Progress.of(state["validation"])
+        self.step = int(state["step"])
 
-    def _layout(self) -> dict[str, int]:
-        return {"workers": self._place.workers, "zero_stage": self._config.zero_stage}
+    def full_model(self, best: Path | None = None) -> SpladeModel | None:
+        """Return the whole student in float32 on rank 0's CPU, LoRA merged; None on the other workers.
+
+        Args:
+            best: folder with the parameters that `save_parameters` wrote; None takes the current ones.
+        """
+        model = self._starting_model() if self._place.rank == 0 else None
+        if best is not None:
+            if model is not None:
+                found = Checkpoint(best, "parameters", self._fingerprint, self._shapes(KINDS[:1]))
+                load_parameters(model, lambda name: found.tensor(_key("parameter", name)))
+        else:
+            named = dict(model.named_parameters()) if model is not None else {}
+            for name in self._whole.names:
+                value = self._whole.read(name, "parameter")
+                if name in named:
+                    with torch.no_grad():
+                        named[name].copy_(value)
+        return None if model is None else model.merged().eval()
+
+    def _write_tensors(self, folder: Path, kinds: Sequence[Kind]) -> Catalogue | None:
+        """Write this worker's share and return the catalogue of all workers on rank 0."""
+        mine = write_tensors(folder, self._place.rank, self._own_tensors(kinds))
+        parts = gathered_on_first(mine, self._place)
+        return Catalogue.joined(parts) if parts else None
+
+    def _own_tensors(self, kinds: Sequence[Kind]) -> Iterator[tuple[str, Tensor]]:
+        for number, name in enumerate(self._whole.names):
+            for kind in kinds:
+                value = self._whole.read(name, kind)
+                if number % self._place.workers == self._place.rank:
+                    yield _key(kind, name), value
+
+    def _shapes(self, kinds: Sequence[Kind]) -> dict[str, tuple[int, ...]]:
+        return {_key(kind, name): self._whole.shape(name) for name in self._whole.names for kind in kinds}
+
+    # One step.
 
     def _train_step(self, batch: StepBatch) -> Record:
-        share = learning_rate_share(self.step, self.steps, self._config.warmup_share)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * share
-        size = self._config.global_batch // self._place.workers
-        mine = slice(self._place.rank * size, (self._place.rank + 1) * size)
-        texts = [self.text(query) for query in batch.queries[mine]]
-        pieces = [texts[start : start + self._config.micro_batch] for start in range(0, size, self._config.micro_batch)]
+        config = self._config
+        share = learning_rate_share(self.step, self.steps, config.warmup_share, config.schedule)
+        set_learning_rate(self.engine, share)
+        pieces = micro_batches(config.global_batch, config.micro_batch, self._place)
+        # A worker beyond the last row takes part with a text of no consequence.
+        texts = [[self.text(query) for query in batch.queries[rows] or batch.queries[:1]] for rows in pieces]
         keep_graph = len(pieces) == 1
         with torch.set_grad_enabled(keep_graph):
-            vectors = [self._encode(piece, number) for number, piece in enumerate(pieces)]
-        gathered = _gathered(torch.cat([vector.detach() for vector in vectors]), self._place)
-        objective = self._config.objective
-        ramp_steps = round(objective.ramp_share * self.steps)
-        tensors = StepTensors.of(batch, self._place.device)
-        gradients, values = query_gradients(gathered, tensors, objective, self.step, ramp_steps)
+            vectors = [self._seeded_encode(*piece) for piece in zip(texts, pieces, strict=True)]
+        own = torch.cat([_filled(each.detach(), config.micro_batch) for each in vectors])
+        everyone = gathered(own, self._place)[: config.global_batch]
+        tensors = StepTensors.of(batch, self._place.device, config.objective)
+        gradients, found = query_gradients(everyone, tensors, config.objective, self._teacher_names, self._sparsity)
+        values: Record = dict(found)
         # DeepSpeed averages over workers and micro-batches; the loss is already that of the global batch.
         undo_average = self._place.workers * len(pieces)
-        for number, gradient in enumerate(gradients[mine].split(self._config.micro_batch)):
-            vector = vectors[number] if keep_graph else self._encode(pieces[number], number)
-            self.engine.backward((vector * gradient).sum() * undo_average)
+        norm = None
+        for number, rows in enumerate(pieces):
+            vector = vectors[number] if keep_graph else self._seeded_encode(texts[number], rows)
+            self.engine.backward((vector * gradients[rows]).sum() * undo_average)
+            if number == len(pieces) - 1:
+                norm = unclipped_norm(self.engine)
             self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        if norm is not None:  # DeepSpeed keeps none without ZeRO in fp32
-            values["gradient_norm"] = float(norm)
-        values["learning_rate"] = self._config.learning_rate * share
-        return values
+        values["gradient_norm"] = float(self.engine.get_global_grad_norm()) if norm is None else norm
+        values["learning_rate"] = config.learning_rate * share
+        return values | self._sparsity.advance(everyone, tensors.depth)
 
-    def _encode(self, texts: Sequence[str], piece: int) -> Tensor:
-        # Seeded by position and not by history: dropout is the same in both passes of a step and after any resume.
-        torch.manual_seed(hash((self._config.seed, self.step, self._place.rank, piece)) % 2**63)
-        tokens = self._tokenizer(
-            list(texts), truncation=True, max_length=self._student.text.max_tokens, padding=True, return_tensors="pt"
-        ).to(self._place.device)
-        return self.engine(tokens["input_ids"], tokens["attention_mask"]).float()
+    def _seeded_encode(self, texts: Sequence[str], rows: slice) -> Tensor:
+        """Return the vectors of a micro-batch, float32 [rows, V]; an empty one encodes its text and returns no row."""
+        # Seeded by position and not by history: dropout is the same in both passes of a step, for any number of workers
+        # and after any resume.
+        torch.manual_seed(hash((self._config.seed, self.step, rows.start)) % 2**63)
+        return self._encode(texts)[: rows.stop - rows.start]
+
+    def _encode(self, texts: Sequence[str]) -> Tensor:
+        ids = tokenize(self._tokenizer, list(texts), self._student.text.max_tokens)
+        vectors: Tensor = self.engine(*padded(ids, pad_id(self._tokenizer), self._place.device))
+        return vectors.float()
 
     def _check(self, values: Record) -> None:
-        if not _is_number(values["loss"]):
+        if not np.isfinite(values["loss"]):
             raise TrainingError(
                 f"the loss is {values['loss']} at step {self.step}; lower train.learning_rate, or set train.precision "
                 "to bf16 or fp32"
@@ -215,51 +307,52 @@ class Trainer:
                 f"no query has a non-zero term left at step {self.step}, so no gradient can bring one back; lower "
                 "train.learning_rate or train.head_learning_rate, or the regularisers' weights"
             )
+        advice = self._sparsity.advice()
+        if advice is not None:
+            if self._config.regularisation.on_collapse == "stop":
+                raise TrainingError(advice)
+            values["advice"] = advice
+            if not self._has_warned and self._place.rank == 0:
+                logger.warning("%s", advice)
+        self._has_warned = advice is not None
 
     def _pace(self, seconds: float, waited: float) -> Record:
-        return {"queries_per_second": self._config.global_batch / seconds, "data_wait_share": waited / seconds}
+        if self._place.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self._place.device)
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {
+            "queries_per_second": self._config.global_batch / seconds,
+            "data_wait_share": waited / seconds,
+            "peak_memory_gib": peak / 2**30,
+        }
+
+    # Validation.
+
+    def _validate(self, validator: Validator, hooks: Hooks) -> None:
+        self.engine.eval()
+        mine: list[Finding] = []
+        with torch.no_grad():
+            for rows in micro_batches(len(validator.turns), self._config.micro_batch, self._place):
+                turns = validator.turns[rows] or validator.turns[:1]
+                vectors = self._encode([self._text(turn.question, history_pairs(turn)) for turn in turns])
+                mine += validator.search(sparse_rows(vectors[: rows.stop - rows.start]))
+        self.engine.train()
+        findings = [found for part in gathered_on_first(mine, self._place) for found in part]
+        values = from_first(validator.values(findings) if self._place.rank == 0 else {}, self._place)
+        is_best = self.progress.add(self.step, values[self._config.validation.measure])
+        hooks.validated({"step": self.step, **values})
+        if is_best and self._config.validation.keep == "best":
+            hooks.best(self.step, self)
 
 
-def _deepspeed_engine(model: SpladeModel, config: TrainConfig, place: Workplace) -> Any:
-    if place.device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-
-    deepspeed.logger.setLevel("WARNING")
-    # Without this DeepSpeed compiles a shared-memory extension at first use (a C++ compiler and 48 s).
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "gloo" if place.device.type == "cpu" else "nccl"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
-    groups = model.parameter_groups(config.learning_rate, config.weight_decay, config.head_learning_rate)
-    for group in groups:
-        group["initial_lr"] = group["lr"]
-    optimizer = torch.optim.AdamW(groups)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=engine_settings(config, place.workers))
-    engine.train()
-    return engine
+def _key(kind: Kind, name: str) -> str:
+    return f"{kind}/{name}"
 
 
-def _gathered(vectors: Tensor, place: Workplace) -> Tensor:
-    """[b, V] of this worker -> [B, V] of all, in order of rank; no gradient."""
-    if place.workers == 1:
-        return vectors
-    gathered = vectors.new_empty((place.workers * vectors.shape[0], vectors.shape[1]))
-    torch.distributed.all_gather_into_tensor(gathered, vectors.contiguous())
-    return gathered
-
-
-def _restore_whole(model: torch.nn.Module) -> None:
-    """Replace shards and rounded copies by whole float32 parameters: those that the optimizer kept, where it did."""
-    import deepspeed
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    parameters = list(model.parameters())
-    kept = [safe_get_full_fp32_param(parameter) if parameter.requires_grad else None for parameter in parameters]
-    sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    with deepspeed.zero.GatheredParameters(sharded):
-        gathered = [parameter.detach().float().clone() for parameter in parameters]
-    for parameter, exact, value in zip(parameters, kept, gathered, strict=True):
-        parameter.data = value if exact is None else exact.float().reshape(value.shape)
+def _filled(vectors: Tensor, rows: int) -> Tensor:
+    """Return [b, V] with rows of zeros added, [rows, V]."""
+    return functional.pad(vectors, (0, 0, 0, rows - len(vectors)))
 
 
 def _set_dropout(model: torch.nn.Module, share: float) -> None:
@@ -268,7 +361,3 @@ def _set_dropout(model: torch.nn.Module, share: float) -> None:
             module.p = share
         elif isinstance(getattr(module, "attention_dropout", None), float):
             setattr(module, "attention_dropout", share)  # noqa: B010 (a plain float attribute, unknown to the type)
-
-
-def _is_number(value: float) -> bool:
-    return value == value and abs(value) != float("inf")

@@ -1,14 +1,24 @@
-"""The model card written beside an exported student: what it is, what it was trained on, how to use it."""
+"""The model card written beside an exported student: what it is, what it was trained on and how, what it measured."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
 import yaml
 
-from raydistill.config import DistillConfig
+from raydistill.config import ConversationSource, DistillConfig, TeacherConfig, TrainConfig, TransformersTeacherConfig
+from raydistill.config.data import PassageSource
+from raydistill.config.documents import DocumentsConfig, LexicalDocumentsConfig
 
 
-def model_card(config: DistillConfig) -> str:
-    """Return the card as Markdown with a YAML header, as hubs and sentence-transformers expect it."""
+def model_card(config: DistillConfig, measures: Mapping[str, float] | None = None) -> str:
+    """Return the card as Markdown with a YAML header, as hubs and sentence-transformers expect it.
+
+    Args:
+        config: of the run. Files and folders are named without the place where they lay.
+        measures: values on the test conversations by name, FLOPS and L0 among them; None where nothing was measured.
+    """
     header = yaml.safe_dump(
         {
             "library_name": "sentence-transformers",
@@ -17,9 +27,7 @@ def model_card(config: DistillConfig) -> str:
         },
         sort_keys=False,
     )
-    train, objective = config.train, config.train.objective
-    weight = objective.contrastive_weight
-    teachers = ", ".join(teacher.name for teacher in config.teachers)
+    table = "\n".join(f"| {name} | {value} |" for name, value in _facts(config).items())
     return f"""---
 {header}---
 
@@ -31,18 +39,72 @@ matched with the vectors of the passage index it was trained for.
 
 | | |
 |---|---|
-| starting point | `{config.student.model}`, {config.student.head} head |
-| teachers (rewrites) | {teachers}, combined by {objective.combine} |
-| passage vectors | {config.index.documents.kind} |
-| objective | {1 - weight:g} KLD (tau {objective.temperature:g}) + {weight:g} InfoNCE |
-| regularisation | FLOPS {objective.flops_weight:g}, L1 {objective.l1_weight:g} |
-| training | {train.epochs:g} epochs, batch {train.global_batch}, learning rate {train.learning_rate:g} |
-| text | {config.student.text.max_tokens} tokens; {config.student.text.answer_words} words of each answer |
+{table}
 
-```python
-from sentence_transformers import SparseEncoder
+## Measures
 
-student = SparseEncoder("path/to/this/folder", device="cpu")
-vectors = student.encode_query(["and who directed it? [SEP] It came out in 1982. [SEP] When was Blade Runner made?"])
-```
+{_measured(config, measures)}
 """
+
+
+def _facts(config: DistillConfig) -> dict[str, str]:
+    train, text = config.train, config.student.text
+    sampling = train.sampling
+    return {
+        "starting point": f"`{_short(config.student.model)}`, {config.student.head} head",
+        "training conversations": "; ".join(map(_source, config.data.train)),
+        "passages": f"{', '.join(map(_short, config.data.corpus))}; vectors: {_documents(config.index.documents)}",
+        "teachers (rewrites)": f"{'; '.join(map(_teacher, config.teachers))}; scores combined by {train.combine}",
+        "objective": f"`{train.objective}`",
+        "sampling": f"{sampling.passages} passages a query: gold {sampling.gold}, top {sampling.top}, `{sampling.policy}`",
+        "regularisation": _regularisation(train),
+        "training": f"{train.epochs:g} epochs, batch {train.global_batch}, learning rate {train.learning_rate:g}, "
+        f"{train.precision}, seed {train.seed}" + (f", {config.rounds} rounds of mining" if config.rounds > 1 else ""),
+        "text": f"newest first, {text.max_tokens} tokens; of the history, {text.utterance_words} words of each question and "
+        f"{text.answer_words} of each answer",
+    }
+
+
+def _regularisation(train: TrainConfig) -> str:
+    regularisation = train.regularisation
+    if regularisation.target is None:
+        return f"`{regularisation.terms}`"
+    depths = " at every turn depth" if regularisation.per_depth else ""
+    return f"`{regularisation.terms}`, driven to the target `{regularisation.target}`{depths}"
+
+
+def _measured(config: DistillConfig, measures: Mapping[str, float] | None) -> str:
+    if not measures:
+        return "None were taken when this card was written; the run's report holds those of its evaluation."
+    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in measures.items())
+    return f"""On the test conversations ({_source(config.data.test)}). FLOPS: expected number of terms that a query and a
+passage share; L0: terms of a query.
+
+| measure | value |
+|---|---|
+{rows}"""
+
+
+def _source(source: ConversationSource | PassageSource) -> str:
+    if isinstance(source, PassageSource):
+        return f"{source.name or 'passages'} (conversations made of {source.sample} passages)"
+    file = _short(source.conversations) + (f", split {source.split}" if source.split else "")
+    return f"{source.name} ({file})" if source.name else file
+
+
+def _teacher(teacher: TeacherConfig) -> str:
+    if isinstance(teacher, TransformersTeacherConfig):
+        return f"{teacher.name} (`{_short(teacher.model)}`, prompt {teacher.prompt})"
+    return f"{teacher.name} (recorded)"
+
+
+def _documents(documents: DocumentsConfig) -> str:
+    if isinstance(documents, LexicalDocumentsConfig):
+        return f"BM25 impacts (k1 {documents.k1:g}, b {documents.b:g})"
+    learned = ", trained by this run" if documents.kind == "learned" else ""
+    return f"`{_short(documents.model)}`{learned}"
+
+
+def _short(place: str) -> str:
+    """Return a hub id or package model as it is, and of a file or folder its name: the card travels, the place does not."""
+    return PurePosixPath(place).name if "://" in place or place.startswith("/") else place

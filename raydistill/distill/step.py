@@ -1,32 +1,35 @@
 """One optimizer step's loss as a function of the query vectors of the whole global batch.
 
 Every worker holds the same batch description and the same gathered query vectors, so every worker computes the same
-loss, whatever the world size: in-batch negatives and the FLOPS statistic see the global batch, not a worker's share.
-The gradient with respect to the query vectors then goes back through each worker's own encoder passes.
+loss, whatever the world size: in-batch negatives and the penalties see the global batch, not a worker's share. The
+gradient with respect to the query vectors then goes back through each worker's own encoder passes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raydistill.config import ObjectiveConfig
+from raydistill.config.objective import Kld, ListwiseCe, Objective
 from raydistill.distill.objectives import StepScores, distillation_loss, teacher_entropy
-from raydistill.distill.regularisers import active_terms, flops_penalty, l1_penalty, ramp
+from raydistill.distill.sparsity import Sparsity
 from raydistill.distill.stream import StepBatch
 
 
 @dataclass(frozen=True)
 class StepTensors:
-    """A StepBatch on a device; shapes as there, documents as coordinate lists of `nnz` entries.
+    """A StepBatch on a device; documents as coordinate lists of `nnz` entries, what the objective does not read left out.
 
     Attributes:
-        document: int64 [nnz] row of the passage; term: int64 [nnz]; weight: float32 [nnz].
+        document: int64 [nnz] row of the passage, ascending; term: int64 [nnz]; weight: float32 [nnz].
         asker: int64 [P]; the query that drew each passage.
-        place, teacher, present, gold, excluded: see StepBatch.
+        place, teacher, teachers, present, positive, log_weight, gold, depth: see StepBatch.
+        excluded: see StepBatch; None unless the objective needs batch scores.
+        rewrites: float32 [B, V], dense; None unless the objective needs rewrites.
     """
 
     document: Tensor
@@ -35,13 +38,18 @@ class StepTensors:
     asker: Tensor
     place: Tensor
     teacher: Tensor
+    teachers: Tensor
     present: Tensor
+    positive: Tensor
+    log_weight: Tensor
     gold: Tensor
-    excluded: Tensor
+    depth: Tensor
+    excluded: Tensor | None
+    rewrites: Tensor | None
 
     @staticmethod
-    def of(batch: StepBatch, device: torch.device) -> StepTensors:
-        """Move a batch to a device."""
+    def of(batch: StepBatch, device: torch.device, objective: Objective) -> StepTensors:
+        """Move what the objective reads of a batch to a device."""
         documents = batch.documents
         row_of_entry = np.repeat(np.arange(len(documents)), documents.lengths())
         asker = np.repeat(np.arange(len(batch.queries)), batch.present.sum(axis=1))
@@ -56,10 +64,25 @@ class StepTensors:
             asker=tensor(asker),
             place=tensor(batch.place),
             teacher=tensor(batch.teacher),
+            teachers=tensor(batch.teachers),
             present=tensor(batch.present),
+            positive=tensor(batch.positive),
+            log_weight=tensor(batch.log_weight),
             gold=tensor(batch.gold),
-            excluded=tensor(batch.excluded),
+            depth=tensor(batch.depth),
+            excluded=tensor(batch.excluded) if objective.needs_batch_scores else None,
+            rewrites=_dense(batch, device) if objective.needs_rewrites else None,
         )
+
+
+def _dense(batch: StepBatch, device: torch.device) -> Tensor:
+    """The rewrites' vectors as float32 [B, V]; only their entries travel to the device."""
+    rewrites = batch.rewrites
+    rows = np.repeat(np.arange(len(rewrites)), rewrites.lengths())
+    dense = torch.zeros(len(rewrites), rewrites.vocabulary_size, device=device)
+    where = (torch.from_numpy(rows).to(device), torch.from_numpy(rewrites.term_ids.astype(np.int64)).to(device))
+    dense[where] = torch.from_numpy(np.ascontiguousarray(rewrites.weights)).to(device)
+    return dense
 
 
 def own_scores(queries: Tensor, step: StepTensors) -> Tensor:
@@ -84,47 +107,48 @@ def all_scores(queries: Tensor, step: StepTensors) -> Tensor:
     return torch.sparse.mm(documents, queries.T).T
 
 
-def step_loss(
-    queries: Tensor, step: StepTensors, objective: ObjectiveConfig, step_number: int, ramp_steps: int
+def query_gradients(
+    queries: Tensor, step: StepTensors, objective: Objective, teacher_names: Sequence[str], sparsity: Sparsity
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return the loss of a global batch (scalar) and the values to log.
+    """Return dL/dqueries of a global batch, penalties included, and the values to log.
 
     Args:
         queries: float32 [B, V]; student vectors of the global batch, in the order of the batch.
         step: the batch.
-        objective: weights and temperatures.
-        step_number, ramp_steps: for the regularisers' ramp, in optimizer steps.
+        objective: what is to be learnt.
+        teacher_names: the T teachers, in the order of `step.teachers`.
+        sparsity: the penalties at the current step; call its `advance` after the optimizer step.
+
+    Returns:
+        float32 [B, V]; loss (penalties included), each term of the objective by name and unweighted, teacher_entropy in
+        nats (at the temperature of the objective's first distribution), and what `Sparsity.penalty` says.
     """
+    leaf = queries.detach().requires_grad_(True)
     scores = StepScores(
-        own=own_scores(queries, step),
-        everyone=all_scores(queries, step) if objective.contrastive_weight > 0 else None,
+        own=own_scores(leaf, step),
+        everyone=all_scores(leaf, step) if objective.needs_batch_scores else None,
         teacher=step.teacher,
+        teachers=step.teachers,
         present=step.present,
+        positive=step.positive,
+        log_weight=step.log_weight,
         gold=step.gold,
         excluded=step.excluded,
+        queries=leaf,
+        rewrites=step.rewrites,
     )
-    loss, parts = distillation_loss(scores, objective)
-    share = ramp(step_number, ramp_steps)
-    parts["flops"] = flops_penalty(queries)
-    parts["l1"] = l1_penalty(queries)
-    if objective.flops_weight > 0:
-        loss = loss + objective.flops_weight * share * parts["flops"]
-    if objective.l1_weight > 0:
-        loss = loss + objective.l1_weight * share * parts["l1"]
-    values = {name: float(value.detach()) for name, value in parts.items()}
-    values["loss"] = float(loss.detach())
-    values["l0"] = float(active_terms(queries.detach()))
-    values["teacher_entropy"] = float(teacher_entropy(step.teacher, step.present, objective.temperature))
-    values["flops_lambda"] = objective.flops_weight * share
-    values["l1_lambda"] = objective.l1_weight * share
-    return loss, values
-
-
-def query_gradients(
-    queries: Tensor, step: StepTensors, objective: ObjectiveConfig, step_number: int, ramp_steps: int
-) -> tuple[Tensor, dict[str, float]]:
-    """Return dL/dqueries, float32 [B, V], and the values to log; see `step_loss`."""
-    leaf = queries.detach().requires_grad_(True)
-    loss, values = step_loss(leaf, step, objective, step_number, ramp_steps)
+    loss, parts = distillation_loss(scores, objective, teacher_names)
     (gradient,) = torch.autograd.grad(loss, leaf)
+    penalty, values = sparsity.penalty(leaf, step.depth)
+    of_penalty = torch.autograd.grad(penalty, leaf)[0] if penalty.requires_grad else None
+    values |= sparsity.weigh(leaf.detach(), gradient, of_penalty)
+    if of_penalty is not None:
+        gradient = gradient + of_penalty
+    values |= {name: float(value.detach()) for name, value in parts.items()}
+    values["loss"] = float((loss + penalty).detach())
+    values["teacher_entropy"] = float(teacher_entropy(step.teacher, step.present, _temperature(objective)))
     return gradient, values
+
+
+def _temperature(objective: Objective) -> float:
+    return next((term.tau for _, term in objective.terms if isinstance(term, Kld | ListwiseCe)), 1.0)

@@ -1,33 +1,47 @@
 """The training stream: mined candidates read part by part, in an order that depends on nothing but seed and position.
 
-The stream is endless: position p is query p mod N of epoch p div N. Parts are shuffled globally, the queries of a group
-of neighbouring parts (at most `shuffle_buffer` queries) are shuffled together. Memory: the rows of one group, at about
-(8 + 4 T) bytes a candidate for T teachers. Document vectors are joined from the index, never encoded again.
+The stream is endless: position p is query p mod N of epoch p div N, so every query is visited once an epoch and the
+batch in which an epoch ends is filled up by the next. Parts are shuffled globally, the queries of a group of
+neighbouring parts (at most `shuffle_buffer` queries, or one part) locally; see `ordering` for batches of a kind.
+Memory: the rows of one group, at about (8 + 4 T) bytes a candidate for T teachers, and the batches that are prefetched.
+Document vectors are joined from the index, never encoded again.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raydistill.config import SamplingConfig
+from raydistill.distill.ordering import by_depth, by_source, cut_into_batches
 from raydistill.distill.sampling import draw, generator
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import TrainingError
-from raydistill.index.search import Searcher
 from raydistill.storage.artifacts import Artifact, Part
 from raydistill.teachers.combine import Combination, combine
 
 _COLUMNS = ["query_id", "depth", "question", "history", "gold", "passages", "scores"]
+_REWRITES = ["rewrite_terms", "rewrite_weights"]
 T = TypeVar("T")
+
+
+class PassageVectors(Protocol):
+    """Where document vectors come from: `index.forward.ForwardVectors`, or a whole `index.search.Searcher`."""
+
+    vocabulary_size: int
+
+    def vectors(self, passages: NDArray[np.int64]) -> SparseBatch:
+        """Return the stored vectors of passages (int64 [C], any order, repeats allowed)."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,8 @@ class MinedQuery:
         query_id, depth, question: of the turn. history: (question, answer) of earlier turns, oldest first.
         gold: int64 [G] passage numbers. passages: int64 [C] passage numbers.
         scores: float32 [T, C]; NaN rows for teachers without a rewrite.
+        rewrite: vector {term: weight} of the rewrites as (int32 [n] ascending, float32 [n]), the mean over the teachers that
+            have one; empty where none has, or where the stream was not asked for rewrites.
     """
 
     query_id: str
@@ -47,20 +63,27 @@ class MinedQuery:
     gold: NDArray[np.int64]
     passages: NDArray[np.int64]
     scores: NDArray[np.float32]
+    rewrite: tuple[NDArray[np.int32], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One global batch of B queries, K places a query, P sampled passages in all, in the order of the places.
+    """One global batch of B queries, K places a query, T teachers, P sampled passages in all, in the order of the places.
 
     Attributes:
         queries: the B queries.
         documents: P sparse passage vectors.
         place: int64 [B, K]; row of `documents` for each place, 0 where `present` is False.
         teacher: float32 [B, K]; combined teacher scores, 0 where absent.
-        present: bool [B, K].
-        gold: int64 [B]; row of `documents` that holds the query's gold, -1 for none.
+        teachers: float32 [B, T, K]; each teacher's own scores, NaN where absent.
+        present: bool [B, K]; the place holds a passage, with a combined teacher score.
+        positive: bool [B, K]; the place holds a gold passage of its query.
+        log_weight: float32 [B, K]; log of the inverse inclusion probability under the importance policy, else 0.
+        gold: int64 [B]; row of `documents` that holds the query's first gold, -1 for none.
         excluded: bool [B, P]; documents that are golds of the query, whoever drew them.
+        depth: int64 [B]; turn depth, from 1.
+        rewrites: B sparse vectors in the document space, the mean of the teachers' rewrites; a row is empty where no teacher
+            has one, and all are where the stream was not asked for rewrites.
         epoch: epoch of the batch's first query.
     """
 
@@ -68,27 +91,45 @@ class StepBatch:
     documents: SparseBatch
     place: NDArray[np.int64]
     teacher: NDArray[np.float32]
+    teachers: NDArray[np.float32]
     present: NDArray[np.bool_]
+    positive: NDArray[np.bool_]
+    log_weight: NDArray[np.float32]
     gold: NDArray[np.int64]
     excluded: NDArray[np.bool_]
+    depth: NDArray[np.int64]
+    rewrites: SparseBatch
     epoch: int
 
 
 class CandidateStream:
-    """Global batches of mined queries from any position on."""
+    """Global batches of mined queries from any position on.
+
+    Args:
+        candidates: what mining made. vectors: the index it was mined from.
+        sampling: which candidates enter a step and which queries a batch.
+        combination: how the teachers' scores of a passage become one.
+        global_batch: queries a batch. seed: of order and draws. shuffle_buffer: see the module.
+        with_rewrites: read the rewrites' vectors too.
+
+    Raises TrainingError when there is nothing to train on.
+    """
 
     def __init__(
         self,
         candidates: Artifact,
-        searcher: Searcher,
+        vectors: PassageVectors,
         sampling: SamplingConfig,
         combination: Combination,
         global_batch: int,
         seed: int,
         shuffle_buffer: int,
+        with_rewrites: bool = False,
     ) -> None:
         self._artifact = candidates
-        self._searcher = searcher
+        self._vectors = vectors
+        self._columns = _COLUMNS + (["source"] if sampling.batches == "source" else [])
+        self._columns += _REWRITES if with_rewrites else []
         self._sampling = sampling
         self._combination = combination
         self._global_batch = global_batch
@@ -111,23 +152,38 @@ class CandidateStream:
             yield self._batch([next(rows) for _ in range(self._global_batch)])
 
     def sample_queries(self, number: int) -> list[MinedQuery]:
-        """Return the first queries of the first epoch, for calibration."""
-        rows = self._rows(0)
-        return [next(rows)[1] for _ in range(min(number, self.queries))]
+        """Return `number` queries at random (all, where there are fewer), for calibration; always the same ones."""
+        found: list[MinedQuery] = []
+        for group in self._groups(0):
+            table = self._table(group)
+            for row in generator(self._seed, 0, "sample").permutation(len(table))[: number - len(found)]:
+                found.append(_mined_query(table, int(row)))
+        return found
 
     def _rows(self, position: int) -> Iterator[tuple[int, MinedQuery]]:
         epoch, skip = divmod(position, self.queries)
         while True:
+            start = epoch * self.queries
             for number, group in enumerate(self._groups(epoch)):
                 size = sum(part.rows for part in group)
-                if skip >= size:
-                    skip -= size
-                    continue
-                table = pa.concat_tables([self._read(part) for part in group])
-                for row in generator(self._seed, epoch, f"group {number}").permutation(size)[skip:]:
-                    yield epoch, _mined_query(table, int(row))
-                skip = 0
+                if skip < size:
+                    table = self._table(group)
+                    for row in self._order(table, start, generator(self._seed, epoch, f"group {number}"))[skip:]:
+                        yield epoch, _mined_query(table, int(row))
+                start += size
+                skip = max(0, skip - size)
             epoch += 1
+
+    def _order(self, table: pa.Table, position: int, random: np.random.Generator) -> NDArray[np.int64]:
+        """Return the order of a group's rows, int64 [rows]; `position` is that of its first row in the stream."""
+        if self._sampling.batches == "mixed":
+            return random.permutation(len(table))
+        if self._sampling.batches == "depth":
+            ordered = by_depth(table.column("depth").to_numpy(), _text_lengths(table), random)
+        else:
+            sources = table.column("source").combine_chunks().dictionary_encode().indices.to_numpy()
+            ordered = by_source(sources, random)
+        return cut_into_batches(ordered, position, self._global_batch, random)
 
     def _groups(self, epoch: int) -> list[list[Part]]:
         """Shuffle the parts and put neighbours together as long as they fit the buffer."""
@@ -142,51 +198,78 @@ class CandidateStream:
             size += part.rows
         return groups
 
-    def _read(self, part: Part) -> pa.Table:
-        return pq.read_table(self._artifact.fetch(part), columns=_COLUMNS)
+    def _table(self, group: Sequence[Part]) -> pa.Table:
+        return pa.concat_tables([pq.read_table(self._artifact.fetch(part), columns=self._columns) for part in group])
 
     def _batch(self, rows: Sequence[tuple[int, MinedQuery]]) -> StepBatch:
-        size, places = len(rows), self._sampling.passages
+        size, places, teachers = len(rows), self._sampling.passages, len(rows[0][1].scores)
         place = np.zeros((size, places), dtype=np.int64)
-        teacher = np.zeros((size, places), dtype=np.float32)
+        combined = np.zeros((size, places), dtype=np.float32)
+        each = np.full((size, teachers, places), np.nan, dtype=np.float32)
         present = np.zeros((size, places), dtype=bool)
+        positive = np.zeros((size, places), dtype=bool)
+        log_weight = np.zeros((size, places), dtype=np.float32)
         gold = np.full(size, -1, dtype=np.int64)
         numbers: list[NDArray[np.int64]] = []
         filled = 0
         for row, (epoch, query) in enumerate(rows):
-            combined = combine(query.scores, self._combination).astype(np.float32)
-            usable = np.flatnonzero(np.isfinite(combined))
+            scores = combine(query.scores, self._combination).astype(np.float32)
+            usable = np.flatnonzero(np.isfinite(scores))
             golds = np.flatnonzero(np.isin(query.passages[usable], query.gold))
-            sample = draw(combined[usable], golds, self._sampling, self._seed, epoch, query.query_id)
+            sample = draw(scores[usable], golds, self._sampling, self._seed, epoch, query.query_id)
             positions = usable[sample.positions]
             drawn = len(positions)
             place[row, :drawn] = filled + np.arange(drawn)
-            teacher[row, :drawn] = combined[positions]
+            combined[row, :drawn] = scores[positions]
+            each[row, :, :drawn] = query.scores[:, positions]
             present[row, :drawn] = True
-            if sample.gold >= 0:
-                gold[row] = filled + sample.gold
+            positive[row, :drawn] = sample.positive
+            log_weight[row, :drawn] = sample.log_weight
+            if sample.positive.any():
+                gold[row] = filled + int(sample.positive.argmax())
             numbers.append(query.passages[positions])
             filled += drawn
         passages = np.concatenate(numbers)
-        excluded = np.stack([np.isin(passages, query.gold) for _, query in rows])
         return StepBatch(
             queries=tuple(query for _, query in rows),
-            documents=self._searcher.vectors(passages),
+            documents=self._vectors.vectors(passages),
             place=place,
-            teacher=teacher,
+            teacher=combined,
+            teachers=each,
             present=present,
+            positive=positive,
+            log_weight=log_weight,
             gold=gold,
-            excluded=excluded,
+            excluded=np.stack([np.isin(passages, query.gold) for _, query in rows]),
+            depth=np.asarray([query.depth for _, query in rows], dtype=np.int64),
+            rewrites=_stacked([query.rewrite for _, query in rows], self._vectors.vocabulary_size),
             epoch=rows[0][0],
         )
 
 
+def _text_lengths(table: pa.Table) -> NDArray[np.int64]:
+    """Return the number of characters of each row's question and history, int64 [rows]."""
+    history = table.column("history").combine_chunks()
+    turns = history.flatten()
+    of_turn = pc.add(pc.utf8_length(pc.struct_field(turns, "question")), pc.utf8_length(pc.struct_field(turns, "answer")))
+    sums = np.concatenate([[0], np.cumsum(of_turn.to_numpy(zero_copy_only=False))])
+    ends = np.cumsum(pc.list_value_length(history).to_numpy(zero_copy_only=False))
+    starts = np.concatenate([[0], ends[:-1]])
+    questions = pc.utf8_length(table.column("question")).to_numpy()
+    return np.asarray(questions + sums[ends] - sums[starts], dtype=np.int64)
+
+
 def _mined_query(table: pa.Table, row: int) -> MinedQuery:
-    values = {name: table.column(name)[row] for name in _COLUMNS}
+    values = {name: table.column(name)[row] for name in table.column_names}
     passages = _array(values["passages"], np.int64)
     scores = [
         np.full(len(passages), np.nan, dtype=np.float32) if not teacher.is_valid else _array(teacher, np.float32)
         for teacher in values["scores"]
+    ]
+    vectors = [
+        (_array(terms, np.int32), _array(weights, np.float32))
+        for terms, weights in zip(*(values.get(name, ()) for name in _REWRITES), strict=True)
+        if terms.is_valid
     ]
     return MinedQuery(
         query_id=values["query_id"].as_py(),
@@ -196,6 +279,27 @@ def _mined_query(table: pa.Table, row: int) -> MinedQuery:
         gold=_array(values["gold"], np.int64),
         passages=passages,
         scores=np.stack(scores),
+        rewrite=_mean_vector(vectors),
+    )
+
+
+def _mean_vector(
+    vectors: Sequence[tuple[NDArray[np.int32], NDArray[np.float32]]],
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Return the mean of sparse vectors, terms ascending."""
+    terms = np.concatenate([np.zeros(0, dtype=np.int32), *(terms for terms, _ in vectors)])
+    weights = np.concatenate([np.zeros(0, dtype=np.float32), *(weights for _, weights in vectors)])
+    found, column = np.unique(terms, return_inverse=True)
+    sums = np.bincount(column, weights=weights, minlength=len(found)) / max(1, len(vectors))
+    return found, sums.astype(np.float32)
+
+
+def _stacked(rows: Sequence[tuple[NDArray[np.int32], NDArray[np.float32]]], vocabulary_size: int) -> SparseBatch:
+    return SparseBatch(
+        np.cumsum([0, *(len(terms) for terms, _ in rows)]).astype(np.int64),
+        np.concatenate([terms for terms, _ in rows]),
+        np.concatenate([weights for _, weights in rows]),
+        vocabulary_size,
     )
 
 
@@ -205,9 +309,17 @@ def _array(scalar: Any, dtype: type) -> NDArray[Any]:
 
 
 class Prefetch(Generic[T]):
-    """An iterator that works ahead in a thread, so that training does not wait for reading and joining."""
+    """An iterator that works ahead in a thread, so that training does not wait for reading and joining.
+
+    Args:
+        source: makes the iterator; called, and worked through, in the thread.
+        ahead: items kept ready; one more is in the making. Memory grows with it.
+    """
 
     def __init__(self, source: Callable[[], Iterator[T]], ahead: int = 2) -> None:
+        self.waited = 0.0
+        """Seconds that the consumer has spent waiting for items."""
+        self._end: BaseException | None = None
         self._queue: queue.Queue[T | BaseException] = queue.Queue(maxsize=ahead)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._fill, args=(source,), daemon=True)
@@ -218,6 +330,7 @@ class Prefetch(Generic[T]):
             for item in source():
                 if not self._put(item):
                     return
+            self._put(StopIteration())
         except BaseException as error:  # handed to the consumer, which raises it
             self._put(error)
 
@@ -234,8 +347,13 @@ class Prefetch(Generic[T]):
         return self
 
     def __next__(self) -> T:
+        if self._end is not None:
+            raise self._end
+        started = time.perf_counter()
         item = self._queue.get()
+        self.waited += time.perf_counter() - started
         if isinstance(item, BaseException):
+            self._end = item
             raise item
         return item
 

@@ -1,101 +1,116 @@
 """The training stage on Ray Train: workers, checkpoints in the run root, resume by resubmission, export.
 
 Checkpoints lie under {root}/runs/{run}/training/{fingerprint}. Submitting the same configuration again continues from
-the newest one; a finished student is an artifact of kind "student" whose parts are the files of a Hugging Face folder.
+the newest one, with however many workers there are then; a finished student is an artifact of kind "student" whose parts
+are the files of a Hugging Face folder.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raydistill import errors
 from raydistill.actor_pool import require_resources
-from raydistill.config import DistillConfig
+from raydistill.config import DistillConfig, StudentConfig, TrainConfig, ValidationConfig
+from raydistill.conversations.records import ConversationSet
+from raydistill.distill.fitting import fit, reporting_failures, start_board
+from raydistill.distill.loggers import check_loggers, open_loggers
 from raydistill.distill.stream import CandidateStream
+from raydistill.distill.training_files import BestParameters, Record, Recorder, read_records
 from raydistill.encoders.documents import MODEL_FILES, load_tokenizer
-from raydistill.errors import ConfigError, CorruptObjectError, DataError, RaydistillError, TrainingError
+from raydistill.errors import TrainingError
 from raydistill.index.publish import IndexVersion
 from raydistill.model_source import model_identity
-from raydistill.progress import track
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
-from raydistill.storage.folders import put_folder
+from raydistill.storage.folders import fetch_folder, put_folder
 from raydistill.storage.store import open_store
 
-FORMAT_VERSION = 1
-_POLL_SECONDS = 1.0
+FORMAT_VERSION = 2
+_STEPS_BETWEEN_PREEMPTION_CHECKS = 8
 
 
-def student_artifact(config: DistillConfig, candidates: Artifact) -> Artifact:
-    """Return the artifact that training this configuration on these candidates gives, finished or not."""
-    inputs = {
-        "candidates": candidates.fingerprint,
-        "model": model_identity(config.student.model, config.student.revision, MODEL_FILES, "student.model"),
-    }
-    settings = {"student": config.student, "train": config.train}
+def student_artifact(
+    config: DistillConfig,
+    candidates: Artifact,
+    index: IndexVersion,
+    validation: ConversationSet | None = None,
+    start: Artifact | None = None,
+) -> Artifact:
+    """Return the artifact that this training gives, finished or not; see `train`."""
+    inputs = {"candidates": candidates.fingerprint, "index": index.fingerprint}
+    if start is not None:
+        inputs["start"] = start.fingerprint
+    else:
+        inputs["model"] = model_identity(config.student.model, config.student.revision, MODEL_FILES, "student.model")
+    training: TrainConfig = config.train
+    if validation is not None:
+        inputs["validation"] = validation.fingerprint
+    else:
+        training = training.model_copy(update={"validation": ValidationConfig()})
+    settings = {"student": config.student, "train": training}
     return Artifact(config.root, "student", config.run, fingerprint("student", FORMAT_VERSION, settings, inputs))
 
 
-def train(config: DistillConfig, candidates: Artifact, index: IndexVersion) -> Artifact:
+def train(
+    config: DistillConfig,
+    candidates: Artifact,
+    index: IndexVersion,
+    validation: ConversationSet | None = None,
+    start: Artifact | None = None,
+) -> Artifact:
     """Train the student and export it; returns at once when this very training is finished already.
 
-    Raises ResourceError when the cluster cannot hold the workers, TrainingError when training fails for good.
+    Args:
+        config: of the run.
+        candidates: what mining made of the training turns.
+        index: the index it was mined from, and that validation searches.
+        validation: held-out conversations with judgements; None validates nothing and keeps the last step.
+        start: the student to start from; None starts from `student.model`.
+
+    Raises ConfigError for a logger that is not installed, ResourceError when the cluster cannot hold the workers,
+    TrainingError when training fails for good.
     """
-    student = student_artifact(config, candidates)
+    student = student_artifact(config, candidates, index, validation, start)
     if student.find_manifest() is not None:
         return student
-    require_resources(config.train.workers, "train")
-    board = ray.remote(num_cpus=0)(_ProgressBoard).remote()
+    check_loggers(config.train.loggers)
+    workers, fewest = config.train.workers, config.train.min_workers
+    require_resources(workers if fewest is None else workers.model_copy(update={"actors": fewest}), "train")
+    board = start_board()
     settings = {
         "config": config.model_dump(mode="json"),
         "candidates": candidates.to_json(),
         "index": index.to_json(),
         "student": student.to_json(),
+        "start": None if start is None else start.to_json(),
         "training_prefix": training_prefix(config, student),
     }
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"settings": json.dumps(settings), "board": board},
+        train_loop_config={"settings": json.dumps(settings), "validation": validation, "board": board},
         scaling_config=ScalingConfig(
-            num_workers=config.train.workers.actors,
-            use_gpu=config.train.workers.gpus > 0,
+            num_workers=workers.actors if fewest is None else (fewest, workers.actors),
+            use_gpu=workers.gpus > 0,
             resources_per_worker=_worker_resources(config),
         ),
-        torch_config=TorchConfig(backend="nccl" if config.train.workers.gpus > 0 else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if workers.gpus > 0 else "gloo"),
         run_config=RunConfig(
             name=student.fingerprint[:16],
             storage_path=_train_storage(config),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
+            # The best parameters are kept apart (see training_files): these are to resume from.
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    with _shown_progress(board):
-        before = signal.getsignal(signal.SIGINT)
-        try:
-            trainer.fit()
-        except SystemExit:
-            # Ray Train takes Ctrl-C for itself and exits with status 0.
-            raise KeyboardInterrupt from None
-        except Exception as error:
-            raise _training_error(error) from error
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, before)
-    failure = ray.get(board.failure.remote())
-    if failure is not None:
-        raise getattr(errors, failure[0])(failure[1])
+    fit(trainer, board, "train")
     names = sorted(ArtifactWriter(student).finished())
     if "config.json" not in names:
         raise TrainingError(f"training ended without an exported student in {student.uri}; submit the same job again")
@@ -108,13 +123,14 @@ def training_prefix(config: DistillConfig, student: Artifact) -> str:
     return f"runs/{config.run}/training/{student.fingerprint[:16]}"
 
 
-def training_records(config: DistillConfig, student: Artifact) -> list[dict[str, float]]:
+def training_records(config: DistillConfig, student: Artifact) -> list[Record]:
     """Return the logged records of a training, in order of steps; [] when there are none (yet)."""
-    store = open_store(config.root)
-    keys = [info.key for info in store.list(f"{training_prefix(config, student)}/metrics/")]
-    lines = [line for key in keys for line in store.read(key).decode().splitlines()]
-    by_step = {record["step"]: record for record in map(json.loads, lines)}
-    return [by_step[step] for step in sorted(by_step)]
+    return read_records(open_store(config.root), training_prefix(config, student), "metrics")
+
+
+def validation_records(config: DistillConfig, student: Artifact) -> list[Record]:
+    """Return the validations of a training in order of steps: step, measures, l0 and flops (also by depth)."""
+    return read_records(open_store(config.root), training_prefix(config, student), "validations")
 
 
 def _worker_resources(config: DistillConfig) -> dict[str, float]:
@@ -127,154 +143,144 @@ def _train_storage(config: DistillConfig) -> str:
     return f"{root}/runs/{config.run}/training"
 
 
-def _training_error(error: Exception) -> RaydistillError:
-    """Find the worker's own sentence in Ray Train's report of a failed run."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for failure in failures.values():
-        cause = getattr(failure, "cause", None) or failure.__cause__ or failure
-        if isinstance(cause, RaydistillError):
-            return cause
-    return TrainingError(f"training failed: {str(error).strip().splitlines()[-1] if str(error).strip() else error!r}")
-
-
-class _ProgressBoard:
-    """Where rank 0 writes how far it is, and the driver reads it."""
-
-    def __init__(self) -> None:
-        self._state: tuple[int, int, str] = (0, 0, "")
-        self._failure: tuple[str, str] | None = None
-
-    def write(self, step: int, steps: int, note: str) -> None:
-        self._state = (step, steps, note)
-
-    def read(self) -> tuple[int, int, str]:
-        return self._state
-
-    def fail(self, kind: str, message: str) -> None:
-        self._failure = (kind, message)
-
-    def failure(self) -> tuple[str, str] | None:
-        return self._failure
-
-
-@contextmanager
-def _shown_progress(board: Any) -> Iterator[None]:
-    """Show on the driver what the board says, from a thread, until the block ends."""
-    stop = threading.Event()
-
-    def show() -> None:
-        steps = 0
-        while not stop.wait(_POLL_SECONDS) and not steps:
-            _, steps, _ = ray.get(board.read.remote())
-        if not steps:
-            return
-        with track("train", steps, "steps") as advance:
-            shown = 0
-            while True:
-                ended = stop.wait(_POLL_SECONDS)
-                step, _, note = ray.get(board.read.remote())
-                advance(step - shown, note)
-                shown = step
-                if ended:
-                    return
-
-    thread = threading.Thread(target=show, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=10)
-
-
-class _Recorder:
-    """Keeps the records of rank 0 and writes them to the run root at every checkpoint."""
-
-    def __init__(self, config: DistillConfig, prefix: str, board: Any, steps: int, first_step: int) -> None:
-        self._store = open_store(config.root)
-        self._prefix = prefix
-        self._board = board
-        self._steps = steps
-        self._log_steps = config.train.log_steps
-        self._first_step = first_step
-        self._records: list[dict[str, float]] = []
-        board.write.remote(first_step, steps, "")
-
-    def log(self, record: dict[str, float]) -> None:
-        step = int(record["step"])
-        if step % self._log_steps == 0 or step == self._steps:
-            self._records.append(record)
-        note = f"loss {record['loss']:.3f} L0 {record['l0']:.0f}"
-        self._board.write.remote(step, self._steps, note)
-
-    def store_records(self) -> None:
-        # One object a start, rewritten as it grows: it has one writer, and a resumed run begins another.
-        lines = "".join(json.dumps(record) + "\n" for record in self._records)
-        self._store.replace(f"{self._prefix}/metrics/{self._first_step:08d}.jsonl", lines.encode())
-
-
 def _train_worker(loop_config: dict[str, Any]) -> None:
-    """Entry of every training worker.
-
-    A wrong configuration and a diverged loss meet every worker alike and would meet every retry: they are handed to the
-    driver as data and the worker ends, where an exception would have Ray Train start the group again.
-    """
-    try:
-        _train(loop_config)
-    except (ConfigError, TrainingError, DataError, CorruptObjectError) as error:
-        ray.get(loop_config["board"].fail.remote(type(error).__name__, str(error)))
+    """Entry of every training worker."""
+    reporting_failures(_train, loop_config)
 
 
 def _train(loop_config: dict[str, Any]) -> None:
-    import torch
-
     settings = json.loads(loop_config["settings"])
     config = DistillConfig.model_validate(settings["config"])
-    torch.set_num_threads(max(1, int(config.train.workers.cpus)))
     if config.train.workers.gpus == 0:
         os.environ["DS_ACCELERATOR"] = "cpu"
+    with tempfile.TemporaryDirectory(prefix="raydistill-training-") as folder:
+        student = config.student
+        if settings["start"] is not None:
+            place = fetch_folder(Artifact.from_json(settings["start"]), Path(folder) / "start")
+            student = student.model_copy(update={"model": str(place), "revision": None})
+        _train_in(Path(folder), config, student, settings, loop_config["validation"], loop_config["board"])
 
-    from raydistill.distill.loop import Hooks, Trainer, Workplace
+
+def _train_in(
+    folder: Path,
+    config: DistillConfig,
+    student: StudentConfig,
+    settings: dict[str, Any],
+    validation: ConversationSet | None,
+    board: Any,
+) -> None:
+    """Train one worker's part, with a folder of its own for files."""
+    import torch
+
+    from raydistill.distill.engine import Workplace
+    from raydistill.distill.loop import Hooks, Trainer
+    from raydistill.distill.validation import Validator
+    from raydistill.index.forward import ForwardVectors, document_share
     from raydistill.index.search import open_searcher
 
+    threads = max(1, int(config.train.workers.cpus))
+    torch.set_num_threads(threads)
     context = ray.train.get_context()
     device = ray.train.torch.get_device() if config.train.workers.gpus > 0 else torch.device("cpu")
     place = Workplace(context.get_world_rank(), context.get_world_size(), device)
-    student = config.student
     tokenizer = load_tokenizer(student.model, student.revision, student.trust_remote_code, "student.model")
+    index = IndexVersion.from_json(settings["index"])
+    share = document_share(index)
+    candidates = Artifact.from_json(settings["candidates"])
     stream = CandidateStream(
-        candidates=Artifact.from_json(settings["candidates"]),
-        searcher=open_searcher(IndexVersion.from_json(settings["index"])),
+        candidates=candidates,
+        vectors=ForwardVectors(index),
         sampling=config.train.sampling,
-        combination=config.train.objective.combine,
+        combination=config.train.combine,
         global_batch=config.train.global_batch,
         seed=config.train.seed,
         shuffle_buffer=config.train.shuffle_buffer,
+        with_rewrites=config.train.objective.needs_rewrites,
     )
-    trainer = Trainer(config.student, config.train, stream, tokenizer, place)
+    validator = None
+    if validation is not None:
+        validator = Validator(config.train.validation, validation, open_searcher(index, threads), share)
+    names = candidates.manifest().metadata["teachers"]
+    trainer = Trainer(student, config.train, stream, tokenizer, place, share, names, validator)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            trainer.restore(Path(folder))
+        with checkpoint.as_directory() as found:
+            trainer.restore(Path(found))
+    store, prefix = open_store(config.root), settings["training_prefix"]
+    best = BestParameters(store, prefix, place, trainer.progress.best_step)
     recorder = None
     if place.rank == 0:
-        recorder = _Recorder(config, settings["training_prefix"], loop_config["board"], trainer.steps, trainer.step)
-
-    def log(record: dict[str, float]) -> None:
-        if recorder is not None:
-            recorder.log(record)
+        recorder = _recorder(config, settings, trainer.step, trainer.steps, board, folder)
 
     def save_checkpoint(step: int, current: Trainer) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            current.save(Path(folder))
-            if recorder is not None:
-                recorder.store_records()
-            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        written = tempfile.mkdtemp(prefix="raydistill-checkpoint-")
+        current.save(Path(written))
+        if recorder is not None:
+            recorder.write()
+        best.checkpointed(current.progress.best_step)
+        # Uploaded while training goes on, unless there may be nothing to go on with.
+        mode = CheckpointUploadMode.SYNC if current.preempted else CheckpointUploadMode.ASYNC
+        ray.train.report(
+            {"step": step},
+            checkpoint=ray.train.Checkpoint.from_directory(written),
+            checkpoint_upload_mode=mode,
+            delete_local_checkpoint_after_upload=True,
+        )
 
-    trainer.run(Hooks(log=log, checkpoint=save_checkpoint))
-    model = trainer.full_model()
+    def keep_best(step: int, current: Trainer) -> None:
+        with tempfile.TemporaryDirectory() as written:
+            current.save_parameters(Path(written))
+            best.put(step, Path(written))
+
+    trainer.run(
+        Hooks(
+            log=recorder.log if recorder else lambda record: None,
+            checkpoint=save_checkpoint,
+            validated=recorder.validated if recorder else lambda record: None,
+            best=keep_best,
+            preempted=_PreemptionNotice(),
+        )
+    )
+    if recorder is not None:
+        recorder.close()
+    chosen = None
+    if validation is not None and config.train.validation.keep == "best":
+        assert trainer.progress.best_step is not None
+        chosen = folder / "best"
+        chosen.mkdir()
+        if place.rank == 0:
+            best.fetch(trainer.progress.best_step, chosen)
+    model = trainer.full_model(chosen)
     if model is not None:
         _export(config, model, tokenizer, Artifact.from_json(settings["student"]))
+
+
+def _recorder(
+    config: DistillConfig, settings: dict[str, Any], first_step: int, steps: int, board: Any, folder: Path
+) -> Recorder:
+    events = folder / "tensorboard"
+    events.mkdir()
+    identity = Artifact.from_json(settings["student"]).fingerprint[:16]
+    loggers = open_loggers(config.train.loggers, config.run, identity, config.train.model_dump(mode="json"), events)
+
+    def show(step: int, note: str) -> None:
+        board.write.remote(step, steps, note)
+
+    show(first_step, "")
+    store, log_steps = open_store(config.root), config.train.log_steps
+    return Recorder(store, settings["training_prefix"], log_steps, steps, first_step, show, loggers, events)
+
+
+class _PreemptionNotice:
+    """Asks Ray Train now and then whether a node of this training is about to go; called by all workers alike."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+
+    def __call__(self) -> bool:
+        # Ray's question is a collective of its own, a few milliseconds: not at every step.
+        self._calls += 1
+        return self._calls % _STEPS_BETWEEN_PREEMPTION_CHECKS == 0 and ray.train.get_preemption_info() is not None
 
 
 def _export(config: DistillConfig, model: Any, tokenizer: Any, student: Artifact) -> None:

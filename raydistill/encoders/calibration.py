@@ -1,4 +1,4 @@
-"""Where an identity head starts: its scale and per-term bias, from the logits it gives on a sample of texts.
+"""Where an identity or decoder head starts: its scale and per-term bias, from the logits it gives on a sample of texts.
 
 The raw maxima m_v = max_l hidden_l . embedding_v of a pretrained encoder differ between terms much as they differ between
 texts: function words and frequent pieces are high on everything. So each term is centred by its own mean over the sample,
@@ -13,14 +13,18 @@ less than .02.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raydistill.encoders.lexical import special_token_ids, terms_by_id
 from raydistill.errors import ConfigError
 
+PLACEHOLDER = re.compile(r"\[unused\d+\]|<unused\d+>|madeupword\d+|\[no term \d+\]|<\|reserved_special_token_\d+\|>")
 SAMPLED_TEXTS = 256
 SILENT_BIAS = -1e4
 """Bias of terms that shall never be active: far below any logit, and finite in every floating dtype."""
@@ -28,7 +32,7 @@ SILENT_BIAS = -1e4
 
 @dataclass(frozen=True)
 class Calibration:
-    """Starting values of an identity head.
+    """Starting values of an identity or decoder head.
 
     Attributes:
         scale: factor of hidden . embedding.
@@ -44,7 +48,9 @@ class Calibration:
 def sampled_texts(texts: Sequence[str]) -> list[str]:
     """Return at most `SAMPLED_TEXTS` texts, evenly spaced; ConfigError when there are none."""
     if len(texts) == 0:
-        raise ConfigError("the identity head is calibrated on training texts, and there are none; check data.train")
+        raise ConfigError(
+            "identity and decoder heads are calibrated on training texts, and there are none; check data.train"
+        )
     picked = np.unique(np.linspace(0, len(texts) - 1, min(len(texts), SAMPLED_TEXTS)).astype(int))
     return [texts[number] for number in picked]
 
@@ -60,9 +66,7 @@ def calibration_from_maxima(maxima: NDArray[np.float32], silent: NDArray[np.bool
     Raises ConfigError when `active_share` is 0, or no term may be active.
     """
     if not 0 < active_share <= 1:
-        raise ConfigError(
-            f"student.active_share is {active_share}: an identity head needs some active terms; 0.003 is usual"
-        )
+        raise ConfigError(f"student.active_share is {active_share}: a head needs some active terms; 0.003 is usual")
     spoken = ~silent
     if not spoken.any():
         raise ConfigError("every term of the student's vocabulary is a special token; check student.model's tokenizer")
@@ -86,3 +90,11 @@ def _threshold(values: NDArray[np.float32], above: int) -> float:
     place = flat.size - above - 1
     around = np.partition(flat, (place, place + 1))
     return float(around[place] + around[place + 1]) / 2
+
+
+def silent_terms(tokenizer: Any, vocabulary_size: int) -> NDArray[np.bool_]:
+    """Return bool [V]: terms that shall never be active (special tokens, placeholders, rows that no token has)."""
+    names = terms_by_id(tokenizer.get_vocab(), vocabulary_size)
+    silent = np.array([PLACEHOLDER.fullmatch(name) is not None for name in names])
+    silent[special_token_ids(tokenizer)] = True
+    return silent

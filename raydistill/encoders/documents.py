@@ -7,14 +7,24 @@ compute fingerprints without importing torch.
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from raydistill.config import DocumentsConfig, LexicalDocumentsConfig, SpladeDocumentsConfig, StudentConfig, result_fields
+from raydistill.config import (
+    DocumentsConfig,
+    LearnedDocumentsConfig,
+    LexicalDocumentsConfig,
+    SpladeDocumentsConfig,
+    StudentConfig,
+    result_fields,
+)
 from raydistill.encoders.interface import SparseEncoder
 from raydistill.encoders.lexical import LexicalEncoder, LexicalStatistics, TermCounter
 from raydistill.errors import ConfigError
 from raydistill.model_source import model_identity, resolve_model
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.folders import fetch_folder
 
 TOKENIZER_FILES = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 MODEL_FILES = (
@@ -51,7 +61,30 @@ def load_document_encoder(
         counter = load_term_counter(student)
         counted = LexicalStatistics.from_bytes(statistics).resized(counter.vocabulary_size)
         return LexicalEncoder(counter, counted, k1=documents.k1, b=documents.b)
+    if isinstance(documents, LearnedDocumentsConfig):
+        with tempfile.TemporaryDirectory(prefix="raydistill-encoder-") as folder:
+            fetch_folder(trained_encoder(documents), Path(folder))
+            return _load_splade(_trained_splade(documents, folder), student, device)
     return _load_splade(documents, student, device)
+
+
+def trained_encoder(documents: LearnedDocumentsConfig) -> Artifact:
+    """Return the artifact of a learned document encoder; ConfigError while the chain has not trained it."""
+    if documents.trained is None:
+        raise ConfigError(
+            "index.documents.kind is learned and its encoder is not trained yet; run the stage documents, or the whole chain"
+        )
+    return Artifact.from_json(documents.trained)
+
+
+def _trained_splade(documents: LearnedDocumentsConfig, folder: str) -> SpladeDocumentsConfig:
+    return SpladeDocumentsConfig(
+        model=folder,
+        max_tokens=documents.max_tokens,
+        max_terms=documents.max_terms,
+        batch_tokens=documents.batch_tokens,
+        trust_remote_code=documents.trust_remote_code,
+    )
 
 
 def load_term_counter(student: StudentConfig) -> TermCounter:
@@ -64,19 +97,42 @@ def load_term_counter(student: StudentConfig) -> TermCounter:
 
 
 def load_tokenizer(model: str, revision: str | None, trust_remote_code: bool, field: str) -> Any:
-    """Return the Hugging Face tokenizer of a hub id or folder; ConfigError naming `field` when there is none."""
+    """Return the Hugging Face tokenizer of a hub id or folder; ConfigError naming `field` when there is none.
+
+    One without a padding or separator token, as many language models' are, takes its end token for both: masked positions
+    are never read, and between the turns of a conversation it says that a text has ended.
+    """
     from transformers import AutoTokenizer
 
     folder = resolve_model(model, field)
     try:
-        return AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{field}: no tokenizer could be loaded from {model!r}: {_first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.sep_token is None:
+        tokenizer.sep_token = tokenizer.eos_token
+    return tokenizer
+
+
+def model_config(model: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """Return the Hugging Face configuration of a student's hub id or folder; ConfigError when it cannot be read."""
+    from transformers import AutoConfig
+
+    folder = resolve_model(model, "student.model")
+    try:
+        return AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"student.model: {model!r} has no readable config.json: {_first_line(error)}") from error
 
 
 def check_positions(student: StudentConfig) -> None:
     """Raise ConfigError when the student's text may be longer than its model can read; reads the configuration only."""
-    limit = getattr(_model_config(student), "max_position_embeddings", None)
+    if student.head == "table":
+        return
+    config = model_config(student.model, student.revision, student.trust_remote_code)
+    limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and student.text.max_tokens > limit:
         raise ConfigError(
             f"student.text.max_tokens is {student.text.max_tokens}, but {student.model!r} reads at most {limit} tokens"
@@ -89,6 +145,10 @@ def document_encoder_settings(documents: DocumentsConfig, student: StudentConfig
     A model in a local folder counts by the content of its files, so that moving a folder changes nothing and
     retraining in place does; a hub id counts by id and revision.
     """
+    if isinstance(documents, LearnedDocumentsConfig):
+        # How it was trained is in the encoder's own fingerprint.
+        kept = {"kind": documents.kind, "max_tokens": documents.max_tokens, "max_terms": documents.max_terms}
+        return {**kept, "encoder": trained_encoder(documents).fingerprint}
     settings: dict[str, Any] = dict(result_fields(documents))
     if isinstance(documents, LexicalDocumentsConfig):
         settings["tokenizer"] = model_identity(student.model, student.revision, TOKENIZER_FILES, "student.model")
@@ -148,17 +208,8 @@ def _check_pooling(documents: SpladeDocumentsConfig) -> None:
 
 
 def _configured_vocabulary_size(student: StudentConfig) -> int:
-    return int(getattr(_model_config(student), "vocab_size", 0) or 0)
-
-
-def _model_config(student: StudentConfig) -> Any:
-    from transformers import AutoConfig
-
-    folder = resolve_model(student.model, "student.model")
-    try:
-        return AutoConfig.from_pretrained(folder, revision=student.revision, trust_remote_code=student.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"student.model: {student.model!r} has no readable config.json: {_first_line(error)}") from error
+    config = model_config(student.model, student.revision, student.trust_remote_code)
+    return int(getattr(config, "vocab_size", 0) or 0)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,139 +1,175 @@
-"""The SPLADE student: a Hugging Face encoder with a sparse head, and the encoder that turns texts into sparse batches.
+"""The sparse student: a Hugging Face model with a sparse head, and the encoder that turns texts into sparse batches.
 
-Two heads: `mlm` uses the checkpoint's own masked-LM head; `identity` ties the vocabulary to the input embedding,
-logits = scale * (hidden . embedding) + bias, for encoders that ship without one. Pooling lives in `head`, the starting
-values of the identity head in `calibration`, folders on disk in `checkpoint`, training elsewhere.
+Four heads. `mlm` uses the checkpoint's own masked-LM head; `identity` ties the vocabulary to the input embedding of an
+encoder that ships without one; `decoder` is a causal language model read through its `lm_head`, with attention in one or
+both directions and the maximum over all tokens (CSPLADE, arXiv 2504.10816) or the last token's logits (PromptReps, arXiv
+2404.18424); `table` has a weight a term and no transformer. The heads' own parameters live in `heads`, backbones in
+`backbones`, what is trained of them in `adaptation`, starting values in `calibration`, folders on disk in `checkpoint`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForMaskedLM
 
-from raydistill.config import StudentConfig
+from raydistill.config import Attention, HeadKind, Pooling, StudentConfig
+from raydistill.encoders import backbones
+from raydistill.encoders.adaptation import adapt, is_adapted, merged_backbone
 from raydistill.encoders.batch import SparseBatch
-from raydistill.encoders.calibration import Calibration, calibration_from_maxima, sampled_texts
-from raydistill.encoders.head import max_pool_logits, splade_head
-from raydistill.encoders.lexical import special_token_ids, terms_by_id
+from raydistill.encoders.calibration import Calibration, calibration_from_maxima, sampled_texts, silent_terms
+from raydistill.encoders.head import max_pool_logits
+from raydistill.encoders.heads import TermTable, VocabularyHead, last_states
+from raydistill.encoders.lexical import terms_by_id
 from raydistill.encoders.tokens import length_batches, pad_id, padded, tokenize
 from raydistill.errors import ConfigError
-from raydistill.model_source import resolve_model
 
-HeadKind = Literal["mlm", "identity"]
 TEXTS_AT_A_TIME = 4096
-PLACEHOLDER = re.compile(r"\[unused\d+\]|<unused\d+>|madeupword\d+|\[no term \d+\]")
-
-
-class IdentityHead(nn.Module):
-    """SPLADE head without a transform of its own: logits = scale * (hidden . embedding) + bias.
-
-    Attributes:
-        weight: [V, H], the very parameter of the backbone's input embedding. It is registered here too because DeepSpeed
-            ZeRO-3 gathers a parameter for the modules that own it.
-        scale: [1].
-        bias: [V].
-    """
-
-    def __init__(self, embedding: nn.Embedding) -> None:
-        super().__init__()
-        self.weight = embedding.weight
-        self.scale = nn.Parameter(torch.ones(1))
-        self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings))
-
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Return term weights, float32 [B, V], of token states [B, L, H] under a mask [B, L]."""
-        return splade_head(hidden * self.scale.to(hidden.dtype), self.weight, self.bias, mask)
 
 
 class SpladeModel(nn.Module):
-    """Token ids to term weights, w_v = max_l log(1 + ReLU(logit_lv)).
+    """Token ids to term weights; with a transformer, w_v = max_l log(1 + ReLU(logit_lv)), for a table see `TermTable`.
 
     With the mlm head the matrix product with the vocabulary is fused with the pooling wherever the backbone returns its
     decoder's output unchanged (BERT, DistilBERT, RoBERTa, XLM-R, ModernBERT, ELECTRA, MPNet do; it is verified by
-    running a few tokens both ways). Elsewhere `fused` is False and the logits [B, L, V] are held, as everybody does.
+    running a few tokens both ways). Elsewhere `fused` is False and the logits [B, L, V] are held, as everybody does. The
+    other heads never hold them.
+
+    Args:
+        backbone: `AutoModelForMaskedLM` (mlm), `AutoModel` (identity) or `AutoModelForCausalLM` (decoder); for a table,
+            its Hugging Face configuration, which is only kept. The model starts in the backbone's mode, a table in
+            evaluation mode.
+        head: which of the four.
+        attention: of a decoder; None elsewhere.
+        pooling: over tokens; "last" for decoders only.
+        table: the table head's parameters.
 
     Attributes:
-        backbone: `AutoModelForMaskedLM` (mlm) or `AutoModel` (identity).
-        head: "mlm" or "identity".
-        identity: the identity head's parameters; None with the mlm head.
+        backbone: the Hugging Face model; None for a table.
+        config: its Hugging Face configuration.
+        vocabulary_head: the parameters of an identity or decoder head; None elsewhere.
+        table: the parameters of a table; None elsewhere.
         fused: whether the [B, L, V] logits are avoided.
+        vocabulary_size: number of columns of the output.
+        head_has_values: whether the head is ready to train: False until `start_head` or `calibrate` where one is needed.
     """
 
-    def __init__(self, backbone: Any, head: HeadKind) -> None:
+    def __init__(
+        self,
+        backbone: Any,
+        head: HeadKind,
+        attention: Attention | None = None,
+        pooling: Pooling = "max",
+        table: TermTable | None = None,
+    ) -> None:
         super().__init__()
-        self.backbone = backbone
         self.head: HeadKind = head
-        self.identity: IdentityHead | None = None
-        if head == "identity":
-            self.identity = IdentityHead(backbone.get_input_embeddings())
-            # A pooler's output is not used: its parameters stay in the checkpoint, but optimizers must not wait for them.
-            for name, parameter in backbone.named_parameters():
-                if name.startswith("pooler."):
-                    parameter.requires_grad_(False)
-        self.fused = head == "identity" or self._decoder_output_is_the_logits()
+        self.attention = attention
+        self.pooling = pooling
+        self.table = table
+        self.backbone = None if head == "table" else backbone
+        self.config = backbone if head == "table" else backbone.config
+        self.vocabulary_head: VocabularyHead | None = None
+        if head in ("identity", "decoder"):
+            self.vocabulary_head = VocabularyHead(_vocabulary_weight(backbone, head))
+            _leave_out_unused(backbone)
+        if attention is not None:
+            backbones.set_attention(backbone, attention, "student")
+        self.fused = head != "mlm" or backbones.decoder_output_is_the_logits(backbone)
+        self.head_has_values = head == "mlm"
+        # Taken here: under ZeRO-3 the parameters have no length of their own.
+        self.vocabulary_size = int(self.config.vocab_size)
+        if self.vocabulary_head is not None:
+            self.vocabulary_size = len(self.vocabulary_head.bias)
+        elif table is not None:
+            self.vocabulary_size = len(table.weight)
+        self.train(self.backbone is not None and self.backbone.training)
 
     @classmethod
     def from_config(cls, student: StudentConfig) -> SpladeModel:
-        """Load the student's starting checkpoint, in float32 and evaluation mode.
+        """Load the student's starting point, in float32 and evaluation mode, with LoRA, freezing and checkpointing applied.
 
-        An identity head starts uncalibrated: call `calibrate` before training.
+        A folder that raydistill exported goes on with the head that it learned. Otherwise call `start_head` before
+        training.
 
-        Raises ConfigError when the checkpoint cannot be loaded, has no MLM weights while `student.head` is mlm, or
-        reads fewer tokens than `student.text.max_tokens`.
+        Raises ConfigError when the checkpoint cannot be loaded, has not the weights or the kind of head that
+        `student.head` names, reads fewer tokens than `student.text.max_tokens`, or cannot be adapted as asked.
         """
-        model = load_model(student.model, student.revision, student.head, student.trust_remote_code, "student")
+        from raydistill.encoders.checkpoint import starting_model  # it builds models of this class
+
+        model = starting_model(student)
         model.check_length(student.text.max_tokens, "student.text.max_tokens")
+        if model.backbone is not None:
+            adapt(model.backbone, student)
         return model
 
     def check_length(self, max_tokens: int, field: str) -> None:
         """Raise ConfigError naming `field` when the backbone has fewer positions than `max_tokens`."""
-        limit = getattr(self.backbone.config, "max_position_embeddings", None)
-        for name, module in self.backbone.named_modules():
-            if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-                # RoBERTa counts positions from after the padding id.
-                limit = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        limit = None if self.backbone is None else backbones.position_limit(self.backbone)
         if limit is not None and max_tokens > limit:
             raise ConfigError(f"{field} is {max_tokens}, but the model reads at most {limit} tokens; lower it to {limit}")
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of columns of the output."""
-        if self.identity is not None:
-            return int(self.identity.bias.shape[0])
-        return int(self.backbone.config.vocab_size)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return term weights.
 
         Args:
             input_ids: int64 [B, L].
-            attention_mask: [B, L], 1 at tokens and 0 at padding. A row of zeros gives the zero vector.
+            attention_mask: [B, L], 1 at tokens and 0 at padding, which may be on either side of a decoder's or a table's
+                text and on the right of others. A row of zeros gives the zero vector.
 
         Returns:
             float32 [B, V], >= 0.
         """
-        if self.identity is not None:
-            hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            pooled: Tensor = self.identity(hidden, attention_mask)
-            return pooled
-        if not self.fused:
-            return self._pooled_from_logits(input_ids, attention_mask)
-        return self._pooled_in_decoder(input_ids, attention_mask)
+        pooled: Tensor
+        if self.table is not None:
+            pooled = self.table(input_ids, attention_mask)
+        elif self.vocabulary_head is not None:
+            pooled = self.vocabulary_head(*self._states(input_ids, attention_mask))
+        elif self.fused:
+            pooled = backbones.pooled_in_decoder(self.backbone, input_ids, attention_mask)
+        else:
+            pooled = backbones.pooled_from_logits(self.backbone, input_ids, attention_mask)
+        return pooled
+
+    def start_head(
+        self,
+        texts: Sequence[str],
+        tokenizer: Any,
+        student: StudentConfig,
+        document_share: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Give the head its starting values where it has none yet: nothing happens to mlm heads and exported students.
+
+        Args:
+            texts: training queries in the student's form; calibrate identity and decoder heads.
+            tokenizer: the model's.
+            student: the configuration the model was made from.
+            document_share: float32 [V]; share of the indexed passages that hold each term; for tables that start from it.
+
+        Raises ConfigError when texts or shares are needed and there are none.
+        """
+        if self.head_has_values:
+            return
+        if self.table is None:
+            assert student.active_share is not None
+            self.calibrate(texts, tokenizer, student.active_share, student.text.max_tokens)
+        elif student.table_start == "idf":
+            if document_share is None:
+                raise ConfigError(
+                    "student.table_start is idf, but no index says in how many passages a term is; set it to ones"
+                )
+            self.table.start_from(document_share)
+        self.head_has_values = True
 
     @torch.inference_mode()
     def calibrate(
         self, texts: Sequence[str], tokenizer: Any, active_share: float, max_tokens: int = 256, batch_tokens: int = 8192
     ) -> Calibration:
-        """Set the identity head's scale and bias from a sample of texts, and return what was set.
+        """Set an identity or decoder head's scale and bias from a sample of texts, and return what was set.
 
         Terms are centred by their mean over the texts, the spread becomes 1, and on average `active_share` of the
         vocabulary is active; see `calibration` for why. Deterministic.
@@ -143,36 +179,57 @@ class SpladeModel(nn.Module):
             tokenizer: the model's.
             active_share: in (0, 1].
 
-        Raises ConfigError for the mlm head, for no texts and for an active share of 0.
+        Raises ConfigError for other heads, for no texts and for an active share of 0.
         """
-        if self.identity is None:
-            raise ConfigError("only student.head identity is calibrated; an mlm head brings its own scale and bias")
-        ids = tokenize(tokenizer, sampled_texts(texts), max_tokens)
-        device = self.identity.bias.device
+        head = self.vocabulary_head
+        if head is None:
+            raise ConfigError(f"only identity and decoder heads are calibrated; an {self.head} head brings its own values")
+        ids = [row for row in tokenize(tokenizer, sampled_texts(texts), max_tokens) if row]
         training = self.training
         self.eval()
         maxima = []
         for batch in length_batches([len(row) for row in ids], batch_tokens):
-            input_ids, mask = padded([ids[number] for number in batch], pad_id(tokenizer), device)
-            hidden = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state
-            maxima.append(max_pool_logits(hidden, self.identity.weight, mask.bool())[0].float().cpu().numpy())
+            input_ids, mask = padded([ids[number] for number in batch], pad_id(tokenizer), head.bias.device)
+            states, kept = self._states(input_ids, mask)
+            maxima.append(max_pool_logits(states, head.weight, kept.bool())[0].float().cpu().numpy())
         self.train(training)
         result = calibration_from_maxima(np.concatenate(maxima), silent_terms(tokenizer, self.vocabulary_size), active_share)
-        self.identity.scale.fill_(result.scale)
-        self.identity.bias.copy_(torch.from_numpy(result.bias))
+        head.scale.fill_(result.scale)
+        head.bias.copy_(torch.from_numpy(result.bias))
+        self.head_has_values = True
         return result
+
+    def merged(self) -> SpladeModel:
+        """Return a plain model that gives the same vectors: LoRA updates are added to the weights they adapt.
+
+        Without adapters that is the model itself. Otherwise it is a copy, in evaluation mode; the weights must be whole
+        (not ZeRO-3 shards).
+        """
+        if self.backbone is None or not is_adapted(self.backbone):
+            return self
+        model = SpladeModel(merged_backbone(self.backbone), self.head, self.attention, self.pooling)
+        if self.vocabulary_head is not None and model.vocabulary_head is not None:
+            with torch.no_grad():
+                model.vocabulary_head.scale.copy_(self.vocabulary_head.scale)
+                model.vocabulary_head.bias.copy_(self.vocabulary_head.bias)
+        model.head_has_values = self.head_has_values
+        return model.to(next(self.parameters()).device).eval()
 
     def parameter_groups(
         self, learning_rate: float, weight_decay: float, head_learning_rate: float | None = None
     ) -> list[dict[str, Any]]:
-        """Return optimizer groups: matrices with decay; vectors without; the identity head's scale and bias apart.
+        """Return optimizer groups: matrices with decay; vectors without; the head's own parameters apart.
+
+        Every parameter that requires a gradient is in exactly one group, tied ones included.
 
         Args:
             learning_rate: of the backbone.
             weight_decay: of parameters with two or more dimensions.
-            head_learning_rate: of the identity head's scale and bias; None takes `learning_rate`.
+            head_learning_rate: of a vocabulary head's scale and bias and of a table; None takes `learning_rate`.
         """
-        own = [] if self.identity is None else [self.identity.scale, self.identity.bias]
+        own = list(self.table.parameters()) if self.table is not None else []
+        if self.vocabulary_head is not None:
+            own = [self.vocabulary_head.scale, self.vocabulary_head.bias]
         own_ids = {id(parameter) for parameter in own}
         others = [p for p in self.parameters() if p.requires_grad and id(p) not in own_ids]
         groups = [
@@ -182,72 +239,15 @@ class SpladeModel(nn.Module):
         ]
         return [group for group in groups if group["params"]]
 
-    def _pooled_from_logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        logits = self.backbone(input_ids=input_ids, attention_mask=attention_mask).logits.float()
-        best = logits.masked_fill(~attention_mask.bool().unsqueeze(-1), -torch.inf).amax(1)
-        return torch.log1p(torch.relu(best))
-
-    def _pooled_in_decoder(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        # The decoder's forward is exchanged for the time of the call, so that the product happens inside the module that
-        # owns the weight (ZeRO-3 gathers it there) and the backbone stays an ordinary model for everybody else.
-        decoder = self.backbone.get_output_embeddings()
-        with _forward_exchanged(decoder, partial(_decoder_weights, decoder, attention_mask)):
-            pooled: Tensor = self.backbone(input_ids=input_ids, attention_mask=attention_mask).logits
-        return pooled
-
-    def _decoder_output_is_the_logits(self) -> bool:
-        decoder = self.backbone.get_output_embeddings()
-        if not isinstance(decoder, nn.Linear):
-            return False
-        device = decoder.weight.device
-        ids = torch.tensor([[5, 6, 7, 8], [8, 7, 6, 5]], device=device) % self.vocabulary_size
-        mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], device=device)
-        training = self.backbone.training
-        self.backbone.eval()
-        try:
-            with torch.inference_mode():
-                expected = self._pooled_from_logits(ids, mask)
-                fused = self._pooled_in_decoder(ids, mask)
-        except (RuntimeError, ValueError, IndexError, TypeError):
-            return False  # the backbone reshapes or uses the logits: it has to see them
-        finally:
-            self.backbone.train(training)
-        return fused.shape == expected.shape and torch.allclose(fused, expected, rtol=1e-3, atol=1e-3)
+    def _states(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the token states that a vocabulary head pools over, and their mask."""
+        states = backbones.token_states(self.backbone, input_ids, attention_mask)
+        return last_states(states, attention_mask) if self.pooling == "last" else (states, attention_mask)
 
 
 def load_model(model: str, revision: str | None, head: HeadKind, trust_remote_code: bool, field: str) -> SpladeModel:
-    """Load a checkpoint from the hub or a folder, in float32 and evaluation mode.
-
-    Args:
-        field: the configuration section that named the model, for messages.
-
-    Raises ConfigError when there is none, or when weights are missing that `head` needs.
-    """
-    folder = resolve_model(model, f"{field}.model")
-    factory = AutoModelForMaskedLM if head == "mlm" else AutoModel
-    try:
-        backbone, report = factory.from_pretrained(
-            folder,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{field}.model: {model!r} could not be loaded as {factory.__name__}: {reason}") from error
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-    if missing and head == "mlm":
-        fix = "set student.head: identity, or " if field == "student" else ""
-        raise ConfigError(
-            f"{field}.model: {model!r} has no complete masked-LM head (missing {', '.join(missing[:3])}...); "
-            f"{fix}choose a checkpoint that was saved with its MLM head"
-        )
-    if missing:
-        raise ConfigError(
-            f"{field}.model: {model!r} lacks weights of its own architecture: {', '.join(missing[:3])}; is it complete?"
-        )
-    return SpladeModel(backbone.eval(), head)
+    """Load an encoder with an mlm or identity head; see `backbones.load_backbone`, which raises ConfigError."""
+    return SpladeModel(backbones.load_backbone(model, revision, head, trust_remote_code, field), head)
 
 
 class SpladeEncoder:
@@ -309,6 +309,8 @@ class SpladeEncoder:
 
     def _encode_window(self, texts: list[str], max_terms: int | None) -> SparseBatch:
         ids = tokenize(self.tokenizer, texts, self.max_tokens)
+        if self.model.table is not None and max_terms is None:
+            return self.model.table.rows(ids)
         batches = length_batches([len(row) for row in ids], self.batch_tokens)
         parts = [self._encode_batch([ids[number] for number in batch], max_terms) for batch in batches]
         place = np.argsort(np.concatenate([np.asarray(batch, dtype=np.int64) for batch in batches]))
@@ -320,14 +322,6 @@ class SpladeEncoder:
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             weights = self.model(input_ids, attention_mask)
         return sparse_rows(weights, max_terms)
-
-
-def silent_terms(tokenizer: Any, vocabulary_size: int) -> NDArray[np.bool_]:
-    """Return bool [V]: terms that shall never be active (special tokens, placeholders, rows that no token has)."""
-    names = terms_by_id(tokenizer.get_vocab(), vocabulary_size)
-    silent = np.array([PLACEHOLDER.fullmatch(name) is not None for name in names])
-    silent[special_token_ids(tokenizer)] = True
-    return silent
 
 
 def sparse_rows(weights: Tensor, max_terms: int | None = None) -> SparseBatch:
@@ -345,20 +339,20 @@ def sparse_rows(weights: Tensor, max_terms: int | None = None) -> SparseBatch:
     )
 
 
-def _decoder_weights(decoder: nn.Linear, mask: Tensor, hidden: Tensor) -> Tensor:
-    if hidden.shape[:2] != mask.shape:
-        raise ValueError(f"the decoder received states {tuple(hidden.shape)} for a mask {tuple(mask.shape)}")
-    return splade_head(hidden, decoder.weight, decoder.bias, mask)
+def _vocabulary_weight(backbone: Any, head: HeadKind) -> nn.Parameter:
+    matrix = backbone.get_input_embeddings() if head == "identity" else backbone.get_output_embeddings()
+    if not isinstance(getattr(matrix, "weight", None), nn.Parameter):
+        raise ConfigError(
+            f"student.head is {head}, but {type(backbone).__name__} has no matrix over the vocabulary where one is needed; "
+            "choose another head or model"
+        )
+    weight: nn.Parameter = matrix.weight
+    return weight
 
 
-@contextmanager
-def _forward_exchanged(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
+def _leave_out_unused(backbone: Any) -> None:
+    """Take what a vocabulary head does not use from training: it stays in the checkpoint, and no optimizer waits for it."""
+    output = backbone.get_output_embeddings()
+    for name, parameter in backbone.named_parameters():
+        if name.startswith("pooler.") or (output is not None and parameter is getattr(output, "bias", None)):
+            parameter.requires_grad_(False)

@@ -126,10 +126,14 @@ def line_chart(
     return _svg(description, 270, parts, width)
 
 
-def scatter_chart(description: str, points: Sequence[Point], x_label: str, y_label: str) -> str:
-    """Return a chart of named points with vertical intervals; both axes begin at 0.
+def scatter_chart(
+    description: str, points: Sequence[Point], x_label: str, y_label: str, front: Sequence[str] | None = None
+) -> str:
+    """Return a chart of named points with vertical intervals; the x axis begins at 0, and so does the y axis.
 
-    The x axis is logarithmic, and says so, when no value is (nearly) 0 and they span more than a factor of 5.
+    The x axis is logarithmic, and says so, when no value is (nearly) 0 and they span more than a factor of 5. With a
+    `front`, names of points by ascending x, these are joined by a line of steps and only they are named and have their
+    interval drawn; the y axis then begins near the lowest point, for small differences among many points.
     """
     lowest, highest = min(point.x for point in points), max(point.x for point in points)
     if lowest > 1e-6 and highest > 5 * lowest:
@@ -139,7 +143,7 @@ def scatter_chart(description: str, points: Sequence[Point], x_label: str, y_lab
     else:
         scaled = list(points)
         ticks = [(tick, number_text(tick), "") for tick in round_ticks(0.0, highest * 1.04)]
-    return _scatter(description, points, scaled, ticks, x_label, y_label)
+    return _scatter(description, points, scaled, ticks, x_label, y_label, front)
 
 
 def _logarithmic_ticks(low: float, high: float) -> list[float]:
@@ -158,14 +162,19 @@ def _scatter(
     x_ticks: Sequence[tuple[float, str, str]],
     x_label: str,
     y_label: str,
+    front: Sequence[str] | None,
 ) -> str:
-    y_ticks = round_ticks(0.0, max(point.high for point in points))
-    frame = _Frame(_axis_width(y_ticks), 24, WIDTH - 14, 226, x_ticks[0][0], x_ticks[-1][0], 0.0, y_ticks[-1])
+    named = [point for point in scaled if front is None or point.name in front]
+    lowest = 0.0 if front is None else min(*(point.y for point in points), *(point.low for point in named))
+    y_ticks = round_ticks(lowest, max(point.high for point in named) if named else max(point.y for point in points))
+    frame = _Frame(_axis_width(y_ticks), 24, WIDTH - 14, 226, x_ticks[0][0], x_ticks[-1][0], y_ticks[0], y_ticks[-1])
     parts = [
         _y_axis(frame, y_ticks, y_label),
         _x_axis(frame, x_ticks, x_label, 266),
     ]
-    for point in scaled:
+    if front:
+        parts.append(_steps(frame, [next(point for point in scaled if point.name == name) for name in front]))
+    for point in named:
         x = frame.x(point.x)
         parts.append(
             f'<path class="whisker c{point.colour}" d="M{x:.1f} {frame.y(point.low):.1f}V{frame.y(point.high):.1f}"/>'
@@ -173,8 +182,15 @@ def _scatter(
     for point, place in zip(points, scaled, strict=True):
         label = f"{point.name}: {number_text(point.y)} at {number_text(point.x)}"
         parts.append(_marker(point.colour, frame.x(place.x), frame.y(place.y), point.colour, label, size=5.5))
-    parts += _point_labels(frame, scaled)
+    parts += _point_labels(frame, named)
     return _svg(description, 270, parts)
+
+
+def _steps(frame: _Frame, points: Sequence[Point]) -> str:
+    """Return what is reachable at each cost: level from every point to the next, then up."""
+    path = f"M{frame.x(points[0].x):.1f} {frame.y(points[0].y):.1f}"
+    path += "".join(f"H{frame.x(point.x):.1f}V{frame.y(point.y):.1f}" for point in points[1:])
+    return f'<path class="line c{points[0].colour}" d="{path}H{frame.right:.1f}"/>'
 
 
 def bar_chart(description: str, bars: Sequence[Bar]) -> str:

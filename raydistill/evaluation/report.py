@@ -30,7 +30,7 @@ from raydistill.evaluation.report_results import (
 )
 from raydistill.evaluation.report_teachers import example_section, teacher_section
 from raydistill.evaluation.summary import Metrics, best_system, best_values, ordered_systems, systems_with_role
-from raydistill.evaluation.training_curves import training_figures
+from raydistill.evaluation.training_curves import training_figures, validation_figures
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def build_report(
     metrics: Metrics,
     training: Sequence[Mapping[str, float]] = (),
     stages: Sequence[Mapping[str, Any]] = (),
+    validation: Sequence[Mapping[str, float]] = (),
     created: datetime | None = None,
 ) -> Report:
     """Return the report of a run.
@@ -56,6 +57,7 @@ def build_report(
         training: records {"step": ..., "loss": ..., ...} in any order; empty leaves the curves out.
         stages: {"stage": name, "seconds": wall time, "skipped": bool} in order, a skipped stage with the time
             it took when it ran; empty leaves the timings out.
+        validation: records {"step": ..., "nDCG@10": ..., "l0": ..., "flops": ...} of the validations on the way.
         created: time shown; now when None.
     """
     moment = (created or datetime.now(timezone.utc)).astimezone(timezone.utc).isoformat(sep=" ", timespec="minutes")
@@ -66,7 +68,8 @@ def build_report(
             results_section(metrics),
             comparison_section(metrics),
             effectiveness_section(metrics),
-            page.section("Training", page.grid(training_figures(training), small=True)),
+            page.section("Training", page.grid(training_figures(training, config.train.objective.part_names), small=True)),
+            page.section("Validation", page.grid(validation_figures(validation), small=True)),
             teacher_section(metrics),
             example_section(metrics),
             _stage_section(stages),
@@ -80,6 +83,7 @@ def build_report(
         "config": config.model_dump(mode="json"),
         "evaluation": metrics,
         "training": [dict(record) for record in training],
+        "validation": [dict(record) for record in validation],
         "stages": [dict(stage) for stage in stages],
     }
     return Report(page.page(f"{config.run} · raydistill", body), json.dumps(content, indent=1, ensure_ascii=False))
@@ -195,7 +199,8 @@ def _documents_text(config: DistillConfig) -> str:
     documents = config.index.documents
     if documents.kind == "lexical":
         return f"BM25 impacts (k1 {documents.k1:g}, b {documents.b:g}) over the student's vocabulary"
-    return f"SPLADE, {_short(documents.model)}"
+    kind = "learned from recorded runs, started at" if documents.kind == "learned" else "SPLADE,"
+    return f"{kind} {_short(documents.model)}"
 
 
 def _teacher_text(teacher: Any) -> str:
@@ -205,9 +210,13 @@ def _teacher_text(teacher: Any) -> str:
 
 def _training_text(config: DistillConfig) -> str:
     train = config.train
+    regularisation = train.regularisation
+    sparsity = [str(regularisation.terms)] if regularisation.terms.terms else []
+    sparsity += [f"target {regularisation.target}"] if regularisation.target is not None else []
     return (
-        f"{train.epochs:g} epochs, batch {train.global_batch}, {train.sampling.passages} passages a query, "
-        f"learning rate {train.learning_rate:g}"
+        f"{train.objective}; {', '.join(sparsity) or 'no regularisation'}; {train.epochs:g} epochs, batch "
+        f"{train.global_batch}, {train.sampling.passages} passages a query ({train.sampling.policy}), learning rate "
+        f"{train.learning_rate:g}"
     )
 
 

@@ -1,9 +1,10 @@
 """The Parquet forms of mining: queries going in, candidates coming out. What the candidates are is decided in `mine`.
 
-Queries: query_id, conversation_id, question string; depth int32; history list<struct<question, answer>> (oldest first);
-gold_ids list<string>. Candidates: the same without gold_ids, and gold list<int64>, passages list<int64> (ascending),
-scores list<list<float32>>: one list a teacher, in the order of the manifest's "teachers", parallel to passages; null
-where the teacher has no rewrite of the query.
+Queries: query_id, conversation_id, source, question string; depth int32; history list<struct<question, answer>> (oldest
+first); gold_ids list<string>. Candidates: the same without gold_ids, and gold list<int64>, passages list<int64>
+(ascending), scores list<list<float32>>: one list a teacher, in the order of the manifest's "teachers", parallel to
+passages; null where the teacher has no rewrite of the query. rewrite_terms list<list<int32>> and rewrite_weights
+list<list<float32>> hold each teacher's rewrite as a vector in the document space, terms ascending, null likewise.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _HISTORY = pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string()
 _TURN = [
     ("query_id", pa.string()),
     ("conversation_id", pa.string()),
+    ("source", pa.string()),
     ("depth", pa.int32()),
     ("question", pa.string()),
     ("history", _HISTORY),
@@ -36,6 +38,8 @@ CANDIDATES = pa.schema(
         ("gold", pa.list_(pa.int64())),
         ("passages", pa.list_(pa.int64())),
         ("scores", pa.list_(pa.list_(pa.float32()))),
+        ("rewrite_terms", pa.list_(pa.list_(pa.int32()))),
+        ("rewrite_weights", pa.list_(pa.list_(pa.float32()))),
     ]
 )
 _ROWS_IN_GROUP = 128
@@ -63,6 +67,7 @@ def _query_fields(query: ConversationalQuery, qrels: Mapping[str, Mapping[str, i
     return {
         "query_id": query.query_id,
         "conversation_id": query.conversation_id,
+        "source": query.source,
         "depth": query.depth,
         "question": query.question,
         "history": [{"question": turn.question, "answer": turn.answer} for turn in query.history],
@@ -75,6 +80,7 @@ def candidate_table(
     gold: Sequence[NDArray[np.int64]],
     passages: Sequence[NDArray[np.int64]],
     scores: Sequence[Sequence[NDArray[np.float32] | None]],
+    rewrites: Sequence[Sequence[tuple[NDArray[np.int32], NDArray[np.float32]] | None]],
 ) -> pa.Table:
     """Return a table of schema CANDIDATES.
 
@@ -82,17 +88,23 @@ def candidate_table(
         queries: Q rows of schema QUERIES.
         gold, passages: Q arrays int64.
         scores: for each of T teachers Q arrays float32 parallel to passages, None where it has no rewrite.
+        rewrites: for each of T teachers Q vectors (int32 terms, float32 weights), None likewise.
     """
-    by_query = [teacher[row] for row in range(len(queries)) for teacher in scores]
     columns = [queries.column(name).combine_chunks() for name, _ in _TURN]
-    every_score = _lists(by_query, np.dtype(np.float32))
-    of_query = np.arange(0, len(by_query) + 1, max(1, len(scores)), dtype=np.int32)
+    columns += [_lists(gold, np.dtype(np.int64)), _lists(passages, np.dtype(np.int64))]
     columns += [
-        _lists(gold, np.dtype(np.int64)),
-        _lists(passages, np.dtype(np.int64)),
-        pa.ListArray.from_arrays(pa.array(of_query), every_score),
+        _by_teacher(scores, np.dtype(np.float32)),
+        _by_teacher([[pair and pair[0] for pair in teacher] for teacher in rewrites], np.dtype(np.int32)),
+        _by_teacher([[pair and pair[1] for pair in teacher] for teacher in rewrites], np.dtype(np.float32)),
     ]
     return pa.Table.from_arrays(columns, schema=CANDIDATES)
+
+
+def _by_teacher(arrays: Sequence[Sequence[NDArray[Any] | None]], dtype: np.dtype[Any]) -> pa.Array:
+    """Return list<list> with one list a query of one list a teacher, from T sequences of Q arrays."""
+    by_query = [array for of_query in zip(*arrays, strict=True) for array in of_query]
+    offsets = np.arange(0, len(by_query) + 1, len(arrays), dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), _lists(by_query, dtype))
 
 
 def _lists(arrays: Sequence[NDArray[Any] | None], dtype: np.dtype[Any]) -> pa.Array:

@@ -1,8 +1,9 @@
 """The score stage on Ray: for every query the candidates of all teachers and their exact score by each of them.
 
-The candidates of a query are the union of what every teacher's rewrite retrieves and of the gold passages; every
-teacher scores all of them from the forward vectors, so that no score is missing or made up. Parts are in the form of
-`candidates`. Combination of teachers and sampling happen when they are read, in `raydistill.distill`.
+The candidates of a query are the union of what every teacher's rewrite retrieves, of what an earlier student retrieves
+for the conversation (a further round, as in ANCE, arXiv 2007.00808) and of the gold passages; every teacher scores all of
+them from the forward vectors, so that no score is missing or made up. Parts are in the form of `candidates`. Combination
+of teachers and sampling happen when they are read, in `raydistill.distill`.
 
 Memory: the driver holds the queries it was given and one part of them as Parquet; a worker maps the whole index, and
 holds one part's candidates (queries_per_part x union x (8 + 4 T) bytes), and one part of one teacher's rewrites.
@@ -10,8 +11,10 @@ holds one part's candidates (queries_per_part x union x (8 + 4 T) bytes), and on
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,8 @@ from numpy.typing import NDArray
 from raydistill.actor_pool import map_shards
 from raydistill.config import DistillConfig, DocumentsConfig, ScoreConfig, StudentConfig
 from raydistill.conversations.records import ConversationalQuery
+from raydistill.conversations.text import student_text
+from raydistill.encoders.batch import SparseBatch
 from raydistill.encoders.documents import document_encoder_settings, load_document_encoder
 from raydistill.errors import DataError
 from raydistill.index.candidates import candidate_table, parquet_bytes, queries_fingerprint, query_table
@@ -31,11 +36,15 @@ from raydistill.index.publish import IndexVersion
 from raydistill.index.search import open_searcher
 from raydistill.progress import track
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, Part, fingerprint
+from raydistill.storage.folders import fetch_folder
 from raydistill.teachers.engine import Failure
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
+_STUDENT = "student"
+"""Name of the student in counters."""
 
 Qrels = Mapping[str, Mapping[str, int]]
+_Vector = tuple[NDArray[np.int32], NDArray[np.float32]]
 
 
 def candidates_artifact(
@@ -44,10 +53,13 @@ def candidates_artifact(
     qrels: Qrels,
     rewrites: Mapping[str, Artifact],
     index: IndexVersion,
+    student: Artifact | None = None,
 ) -> Artifact:
     """Return the address of what `mine_candidates` makes, committed or not. Raises DataError without query or teacher."""
     if not rewrites or not queries:
         raise DataError(f"mining needs at least one query and one teacher; it has {len(queries)} and {len(rewrites)}")
+    if student is not None and _STUDENT in rewrites:
+        raise DataError(f"a teacher is named {_STUDENT!r}, as the student is in this round's counters; give it another name")
     settings = {
         "score": config.score,
         "encoder": document_encoder_settings(config.index.documents, config.student),
@@ -55,6 +67,7 @@ def candidates_artifact(
     }
     inputs = {"queries": queries_fingerprint(queries, qrels), "index": index.fingerprint}
     inputs |= {f"rewrites/{teacher}": artifact.fingerprint for teacher, artifact in rewrites.items()}
+    inputs |= {_STUDENT: student.fingerprint} if student is not None else {}
     name = fingerprint("candidates", _FORMAT_VERSION, settings, inputs)
     return Artifact(config.root, "candidates", config.index.name, name)
 
@@ -65,6 +78,7 @@ def mine_candidates(
     qrels: Qrels,
     rewrites: Mapping[str, Artifact],
     index: IndexVersion,
+    student: Artifact | None = None,
 ) -> Artifact:
     """Return the candidates artifact (kind "candidates"), making what of it is missing.
 
@@ -74,7 +88,8 @@ def mine_candidates(
     manifest.metadata: {"teachers": names in the order of the scores, "index": the version's JSON, "counters": sums}.
     Counters: queries, candidates, gold, unknown_gold (judged passages that are not in the corpus), without_rewrite and
     without_candidates (queries left out: no teacher has them, nothing was retrieved nor gold), and for each teacher t
-    rewrites.t and gold_found.t (gold passages among its own top k).
+    rewrites.t and gold_found.t (gold passages among its own top k). With a student also gold_found.student, and
+    student_only (candidates that neither a teacher retrieved nor are gold).
 
     Args:
         config: its sections score, index.documents, student and root count.
@@ -82,13 +97,14 @@ def mine_candidates(
         qrels: query id -> passage id -> grade; grades > 0 are gold. May hold more queries than asked.
         rewrites: teacher -> its rewrites artifact; the order is that of the scores.
         index: what is searched.
+        student: artifact of an earlier student (see raydistill.distill.train); None for the first round.
 
     Raises:
         DataError: a judged passage is not in the corpus, and more of them are unknown than rows of the corpus were
             quarantined; or no teacher has a rewrite of any query.
         ResourceError: the cluster can never hold score.workers.
     """
-    candidates = candidates_artifact(config, queries, qrels, rewrites, index)
+    candidates = candidates_artifact(config, queries, qrels, rewrites, index, student)
     if candidates.find_manifest() is not None:
         return candidates
     writer = ArtifactWriter(candidates)
@@ -99,7 +115,8 @@ def mine_candidates(
         "rewrites": dict(rewrites),
         "index": index,
         "documents": config.index.documents,
-        "student": config.student,
+        "student_config": config.student,
+        "student": student,
         "top_k": config.score.top_k,
         "threads": max(1, int(config.score.workers.cpus)),
         "device": "cuda" if config.score.workers.gpus else "cpu",
@@ -181,7 +198,8 @@ class _Miner:
         rewrites: Mapping[str, Artifact],
         index: IndexVersion,
         documents: DocumentsConfig,
-        student: StudentConfig,
+        student_config: StudentConfig,
+        student: Artifact | None,
         top_k: int,
         threads: int,
         device: str,
@@ -191,7 +209,8 @@ class _Miner:
         self._rewrites = [(teacher, artifact, artifact.manifest().parts) for teacher, artifact in rewrites.items()]
         self._top_k = top_k
         self._searcher = open_searcher(index, threads=threads)
-        self._encoder = load_document_encoder(documents, student, index.open_statistics(), device)
+        self._encoder = load_document_encoder(documents, student_config, index.open_statistics(), device)
+        self._student = None if student is None else _StudentQueries(student, student_config.trust_remote_code, device)
 
     def __call__(self, spec: dict[str, Any]) -> dict[str, Any]:
         part = Part.from_json(spec["part"])
@@ -205,8 +224,8 @@ class _Miner:
         gold, unknown, query = self._gold(queries)
         _check_unknown(unknown, query, int(spec["lost_rows"]))
         counters |= {"gold": sum(map(len, gold)), "unknown_gold": len(unknown)}
-        passages, scores = self._scored(queries, texts, gold, counters)
-        table = candidate_table(queries, gold, passages, scores)
+        passages, scores, vectors = self._scored(queries, texts, gold, counters)
+        table = candidate_table(queries, gold, passages, scores, vectors)
         table = table.filter(pa.array([len(numbers) > 0 for numbers in passages], type=pa.bool_()))
         counters |= {"candidates": sum(map(len, passages)), "without_candidates": len(queries) - len(table)}
         counters["queries"] = len(table)
@@ -243,29 +262,72 @@ class _Miner:
         texts: Mapping[str, Mapping[str, str]],
         gold: Sequence[NDArray[np.int64]],
         counters: dict[str, float],
-    ) -> tuple[list[NDArray[np.int64]], list[list[NDArray[np.float32] | None]]]:
-        """Return the candidates of every query, and for each teacher their scores (None where it has no rewrite)."""
+    ) -> tuple[list[NDArray[np.int64]], list[list[NDArray[np.float32] | None]], list[list[_Vector | None]]]:
+        """Return the candidates of every query, and for each teacher their scores and its rewrites' vectors (None where it
+        has no rewrite)."""
         ids = _strings(queries, "query_id")
         pools: list[list[NDArray[np.int64]]] = [[numbers] for numbers in gold]
         encoded = []
         for teacher, of_query in texts.items():
             rows = [row for row, query_id in enumerate(ids) if query_id in of_query]
             vectors = self._encoder.encode_queries([of_query[ids[row]] for row in rows])
-            found = self._searcher.search(vectors, self._top_k).passages
-            for row, numbers in zip(rows, found, strict=True):
-                pools[row].append(numbers[numbers >= 0])
+            self._retrieve(teacher, vectors, rows, gold, pools, counters)
             encoded.append((rows, vectors))
             counters[f"rewrites.{teacher}"] = len(rows)
-            hits = (np.isin(gold[row], numbers).sum() for row, numbers in zip(rows, found, strict=True))
-            counters[f"gold_found.{teacher}"] = int(sum(hits))
+        if self._student is not None:
+            known = sum(len(np.unique(np.concatenate(pool))) for pool in pools)
+            self._retrieve(_STUDENT, self._student.vectors(queries), range(len(ids)), gold, pools, counters)
+            counters["student_only"] = sum(len(np.unique(np.concatenate(pool))) for pool in pools) - known
         passages = [np.unique(np.concatenate(pool)) for pool in pools]
         scores: list[list[NDArray[np.float32] | None]] = []
+        rewrites: list[list[_Vector | None]] = []
         for rows, vectors in encoded:
             column: list[NDArray[np.float32] | None] = [None] * len(ids)
             for row, exact in zip(rows, self._searcher.scores(vectors, [passages[row] for row in rows]), strict=True):
                 column[row] = exact
             scores.append(column)
-        return passages, scores
+            of_row = dict(zip(rows, map(vectors.row, range(len(rows))), strict=True))
+            rewrites.append([of_row.get(row) for row in range(len(ids))])
+        return passages, scores, rewrites
+
+    def _retrieve(
+        self,
+        who: str,
+        vectors: SparseBatch,
+        rows: Sequence[int],
+        gold: Sequence[NDArray[np.int64]],
+        pools: Sequence[list[NDArray[np.int64]]],
+        counters: dict[str, float],
+    ) -> None:
+        """Add what the vectors of some rows retrieve to the rows' pools, and count the gold among it."""
+        found = self._searcher.search(vectors, self._top_k).passages
+        for row, numbers in zip(rows, found, strict=True):
+            pools[row].append(numbers[numbers >= 0])
+        hits = (np.isin(gold[row], numbers).sum() for row, numbers in zip(rows, found, strict=True))
+        counters[f"gold_found.{who}"] = int(sum(hits))
+
+
+class _StudentQueries:
+    """An earlier student that encodes conversations in the text form it was trained with."""
+
+    def __init__(self, student: Artifact, trust_remote_code: bool, device: str) -> None:
+        from raydistill.encoders.checkpoint import load_student
+
+        with tempfile.TemporaryDirectory(prefix="raydistill-student-") as folder:
+            loaded = load_student(fetch_folder(student, Path(folder)), trust_remote_code)
+        self._encoder = loaded.encoder(device=device)
+        self._text = loaded.text
+        self._separator = loaded.tokenizer.sep_token or ""
+
+    def vectors(self, queries: pa.Table) -> SparseBatch:
+        """Return the student's vectors of queries of schema QUERIES."""
+        histories = [[(turn["question"], turn["answer"]) for turn in turns] for turns in queries["history"].to_pylist()]
+        return self._encoder.encode_queries(
+            [
+                student_text(question, history, self._text, self._separator)
+                for question, history in zip(_strings(queries, "question"), histories, strict=True)
+            ]
+        )
 
 
 def _strings(table: pa.Table, name: str) -> list[str]:

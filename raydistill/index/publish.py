@@ -44,6 +44,7 @@ class SegmentEntry:
         passages: how many it holds.
         first_passage: number of its first passage within the index; the segment's own numbers begin at 0.
         postings: (term, passage) pairs.
+        head_sha256: of the first HEAD_BYTES of the file (see raydistill.storage.parts).
     """
 
     name: str
@@ -53,6 +54,7 @@ class SegmentEntry:
     passages: int
     first_passage: int
     postings: int
+    head_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class IndexVersion:
     def fetch(self, segment: SegmentEntry) -> Path:
         """Return a local, read-only file of the segment, verified once a process. Raises CorruptObjectError if damaged."""
         return default_cache().fetch(open_store(self.root), segment.key, segment.size, segment.sha256)
+
+    def fetch_range(self, segment: SegmentEntry, start: int, size: int, sha256: str) -> tuple[Path, int]:
+        """Return a local, read-only file that holds `size` bytes (> 0) of the segment from `start` on, and where in it they
+        begin; only they are fetched and verified. Raises CorruptObjectError if damaged."""
+        return default_cache().fetch_range(open_store(self.root), segment.key, start, size, sha256)
 
     def open_statistics(self) -> bytes | None:
         """Return the collection statistics of a lexical index, verified; None for encoders that need none."""
@@ -143,8 +150,8 @@ class IndexWriter:
     ) -> dict[str, Any]:
         """Store a segment file and return the receipt that counts: this one's, or of whoever had stored the name before.
 
-        The receipt is a JSON-able dictionary: name, key, size, sha256, passages, postings, counters. The file stays the
-        caller's. Raises CorruptObjectError when the store holds other bytes under this content's name.
+        The receipt is a JSON-able dictionary: name, key, size, sha256, head_sha256, passages, postings, counters. The file
+        stays the caller's. Raises CorruptObjectError when the store holds other bytes under this content's name.
         """
         part = self._segments.put(name, path, path.suffix, passages, {**(counters or {}), "postings": postings})
         return _receipt(part)
@@ -264,7 +271,9 @@ def _numbered(parts: Sequence[Part]) -> tuple[SegmentEntry, ...]:
     first = 0
     for part in parts:
         postings = int(part.counters["postings"])
-        segments.append(SegmentEntry(part.name, part.key, part.size, part.sha256, part.rows, first, postings))
+        segments.append(
+            SegmentEntry(part.name, part.key, part.size, part.sha256, part.rows, first, postings, part.head_sha256)
+        )
         first += part.rows
     return tuple(segments)
 

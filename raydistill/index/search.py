@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import DataError
-from raydistill.index.accumulate import gather_rows, score_pairs, search_segment
+from raydistill.index.accumulate import score_pairs, search_segment
+from raydistill.index.forward import gathered, owning_segments
 from raydistill.index.segment import Segment
 
 if TYPE_CHECKING:
@@ -167,27 +168,7 @@ class Searcher:
         """Return the stored vectors of passages (int64 [C], any order, repeats allowed), impacts as float32."""
         numbers = np.asarray(passages, dtype=np.int64)
         owners = self._owners(numbers)
-        rows = [np.where(owners == position, numbers - first, -1) for position, first in enumerate(self.first_passages)]
-        lengths = np.zeros(len(numbers), dtype=np.int64)
-        for segment, local in zip(self.segments, rows, strict=True):
-            here = local >= 0
-            lengths[here] = segment.row_offsets[local[here] + 1] - segment.row_offsets[local[here]]
-        indptr = np.zeros(len(numbers) + 1, dtype=np.int64)
-        np.cumsum(lengths, out=indptr[1:])
-        terms = np.empty(int(indptr[-1]), dtype=np.int32)
-        weights = np.empty(int(indptr[-1]), dtype=np.float32)
-        for segment, local in zip(self.segments, rows, strict=True):
-            gather_rows(
-                segment.row_offsets,
-                segment.terms,
-                segment.codes(segment.impacts),
-                segment.decoding,
-                local,
-                indptr,
-                terms,
-                weights,
-            )
-        return SparseBatch(indptr, terms, weights, self.vocabulary_size)
+        return gathered(self.segments.__getitem__, owners, numbers - self.first_passages[owners], self.vocabulary_size)
 
     def passage_ids(self, passages: Sequence[int] | NDArray[np.int64]) -> list[str]:
         """Return the external ids of passages, in the given order."""
@@ -211,14 +192,7 @@ class Searcher:
 
     def _owners(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the position of the segment of every passage number. Raises DataError for numbers that none holds."""
-        owners = np.searchsorted(self.first_passages, numbers, side="right") - 1
-        bad = (owners < 0) | (numbers >= self._ends[np.maximum(owners, 0)])
-        if np.any(bad):
-            raise DataError(
-                f"passage number {int(numbers[bad][0])} is not in the index of {self.passages} passages; "
-                "the candidates or scores were made with another index version"
-            )
-        return owners
+        return owning_segments(numbers, self.first_passages, self._ends)
 
     def _check_queries(self, queries: SparseBatch) -> None:
         # The compiled loops do not check bounds.

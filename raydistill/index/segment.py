@@ -2,7 +2,7 @@
 
 Here live the format, its writer and its reader. Searching is in `search`, publishing a set of segments in `publish`.
 
-Format, version 1: a safetensors file (any safetensors reader opens it). All numbers are little-endian.
+Format, version 2: a safetensors file (any safetensors reader opens it). All numbers are little-endian.
 
     8 bytes           uint64, length H of the header
     H bytes           JSON header, padded with spaces so that 8 + H is a multiple of 8
@@ -26,50 +26,41 @@ With P passages numbered 0..P-1, V terms, N entries (passage, term, impact), B b
 (Wider `terms` or `impacts` move up among the arrays of their width; the header gives every offset.) The header's
 `__metadata__`, strings as safetensors asks: format "raydistill-segment", format_version "1", passages, postings,
 vocabulary_size, impacts ("f32", "f16" or "u8"), scale, block ("128"). The impact of a stored value is value * scale in
-float32; scale is "1.0" but for u8, where it is the largest impact of the segment / 255. The file holds no checksum of
-its own: its SHA-256 stands in the manifest that names it. Equal input gives equal bytes.
+float32; scale is "1.0" but for u8, where it is the largest impact of the segment / 255. sha256.NAME is the SHA-256 of
+each array's bytes. The SHA-256 of the file, and that of its beginning, stand in the manifest that names it: so arrays
+that are read alone are verified through the header. Equal input gives equal bytes.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raydistill.encoders.batch import SparseBatch
-from raydistill.errors import CorruptObjectError, DataError
+from raydistill.errors import DataError
 from raydistill.index.compiled import compiled
 from raydistill.index.postings import BLOCK, Postings, invert
-
-Impacts = Literal["f32", "f16", "u8"]
-
-FORMAT = "raydistill-segment"
-FORMAT_VERSION = 1
-_DTYPES = {"I64": "<i8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "F32": "<f4", "F16": "<f2"}
-_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
-_ARRAYS = (
-    "row_offsets",
-    "term_offsets",
-    "block_offsets",
-    "id_offsets",
-    "id_order",
-    "posting_passages",
-    "terms",
-    "impacts",
-    "posting_impacts",
-    "block_maxima",
-    "id_bytes",
+from raydistill.index.segment_header import (
+    ARRAYS,
+    FORMAT,
+    FORMAT_VERSION,
+    Impacts,
+    SegmentHeader,
+    corrupt,
+    header_bytes,
+    read_header,
 )
+from raydistill.storage.parts import HEAD_BYTES
+
+__all__ = ["FORMAT", "FORMAT_VERSION", "Impacts", "Segment", "StoredVectors", "write_segment"]
+
 _LARGEST_F16 = 65504.0
 _SMALLEST_F16 = np.float32(2.0**-24)
-_MAX_HEADER_BYTES = 1 << 20
-_NEEDED_METADATA = ("passages", "postings", "vocabulary_size", "impacts", "scale", "block")
 
 
 def write_segment(path: Path, vectors: SparseBatch, passage_ids: Sequence[str], impacts: Impacts) -> None:
@@ -104,8 +95,6 @@ def write_segment(path: Path, vectors: SparseBatch, passage_ids: Sequence[str], 
         **_id_arrays(passage_ids, path),
     }
     metadata = {
-        "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
         "passages": str(len(vectors)),
         "postings": str(vectors.nnz),
         "vocabulary_size": str(vectors.vocabulary_size),
@@ -171,63 +160,80 @@ def _id_arrays(passage_ids: Sequence[str], path: Path) -> dict[str, NDArray[Any]
 
 
 def _write_arrays(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> None:
-    """Write a safetensors file: arrays widest first, then in the order of `_ARRAYS`; keys of the header likewise."""
-    names = sorted(_ARRAYS, key=lambda name: -arrays[name].dtype.itemsize)
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name in names:
-        array = arrays[name]
-        dtype = _NAMES[array.dtype.newbyteorder("<")]
-        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
-        end += array.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    little = {name: np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")) for name, array in arrays.items()}
+    head, names = header_bytes(little, metadata)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
+        file.write(head)
         for name in names:
-            array = arrays[name]
-            array.astype(array.dtype.newbyteorder("<"), copy=False).tofile(file)
+            little[name].tofile(file)
 
 
-class Segment:
+class StoredVectors:
+    """The forward vectors of a segment.
+
+    Attributes (P passages, V terms, N entries):
+        passages, vocabulary_size: P, V.
+        impact_type: "f32", "f16" or "u8".
+        row_offsets: int64 [P + 1]. terms: uint16 or uint32 [N]. impacts: float32, float16 or uint8 [N].
+    """
+
+    def __init__(
+        self, header: SegmentHeader, row_offsets: NDArray[np.int64], terms: NDArray[Any], impacts: NDArray[Any]
+    ) -> None:
+        self.passages = header.passages
+        self.vocabulary_size = header.vocabulary_size
+        self.impact_type = header.impacts
+        self.row_offsets = row_offsets
+        self.terms = terms
+        self.impacts = impacts
+        self._decoding = _decoding_table(header.impacts, header.scale)
+
+    @property
+    def decoding(self) -> NDArray[np.float32] | None:
+        """Impact of every stored value: float32 [65536] by the bits of an f16, float32 [256] of a u8, None for f32."""
+        return self._decoding
+
+    def codes(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Return stored impacts as what indexes `decoding` (f16 as its uint16 bits), or as they are for f32; no copy."""
+        return stored.view(np.uint16) if self.impact_type == "f16" else stored
+
+
+class Segment(StoredVectors):
     """A segment file opened for reading; arrays are read-only views of one memory map and load on first touch.
 
-    Attributes (P passages, V terms, N entries; types as in the module's format):
-        passages, postings, vocabulary_size: P, N, V.
-        impact_type: "f32", "f16" or "u8".
+    Attributes (P passages, V terms, N entries; types as in the module's format), besides those of StoredVectors:
+        postings: N.
         scale: float; impact = stored value * scale.
-        row_offsets, terms, impacts: forward vectors.
         term_offsets, posting_passages, posting_impacts, block_offsets, block_maxima: postings.
         id_offsets, id_bytes, id_order: external ids.
     """
 
-    row_offsets: NDArray[np.int64]
     term_offsets: NDArray[np.int64]
     block_offsets: NDArray[np.int64]
     id_offsets: NDArray[np.int64]
     id_order: NDArray[np.uint32]
     posting_passages: NDArray[np.uint32]
-    terms: NDArray[Any]
-    impacts: NDArray[Any]
     posting_impacts: NDArray[Any]
     block_maxima: NDArray[Any]
     id_bytes: NDArray[np.uint8]
 
     def __init__(self, path: Path) -> None:
         """Open the file. Raises CorruptObjectError when it is truncated, no segment, or of an unknown version."""
+        with path.open("rb") as file:
+            header = read_header(file.read(HEAD_BYTES), path)
+        size = path.stat().st_size
+        if size != header.file_size:
+            raise corrupt(path, f"it has {size} bytes but its header describes {header.file_size}")
+        content = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+        arrays = {name: at.view(content[at.start : at.start + at.size]) for name, at in header.sections.items()}
+        super().__init__(header, arrays["row_offsets"], arrays["terms"], arrays["impacts"])
         self.path = path
-        metadata, arrays = _read_arrays(path)
-        self.passages = int(metadata["passages"])
-        self.postings = int(metadata["postings"])
-        self.vocabulary_size = int(metadata["vocabulary_size"])
-        self.impact_type = cast(Impacts, metadata["impacts"])
-        self.scale = float(metadata["scale"])
-        self.block = int(metadata["block"])
-        for name in _ARRAYS:
+        self.postings = header.postings
+        self.scale = header.scale
+        self.block = header.block
+        for name in ARRAYS:
             setattr(self, name, arrays[name])
         self._check()
-        self._decoding = _decoding_table(self.impact_type, self.scale)
 
     def _check(self) -> None:
         lengths = {
@@ -245,18 +251,9 @@ class Segment:
         }
         for name, length in lengths.items():
             if len(getattr(self, name)) != length:
-                raise _corrupt(self.path, f"array {name} has {len(getattr(self, name))} items instead of {length}")
+                raise corrupt(self.path, f"array {name} has {len(getattr(self, name))} items instead of {length}")
         if self.row_offsets[-1] != self.postings or self.term_offsets[-1] != self.postings:
-            raise _corrupt(self.path, f"its offsets do not end at {self.postings} postings")
-
-    @property
-    def decoding(self) -> NDArray[np.float32] | None:
-        """Impact of every stored value: float32 [65536] by the bits of an f16, float32 [256] of a u8, None for f32."""
-        return self._decoding
-
-    def codes(self, stored: NDArray[Any]) -> NDArray[Any]:
-        """Return stored impacts as what indexes `decoding` (f16 as its uint16 bits), or as they are for f32; no copy."""
-        return stored.view(np.uint16) if self.impact_type == "f16" else stored
+            raise corrupt(self.path, f"its offsets do not end at {self.postings} postings")
 
     def passage_id(self, number: int) -> str:
         """Return the external id of a passage, by its number within the segment."""
@@ -285,56 +282,6 @@ def _decoding_table(impact_type: Impacts, scale: float) -> NDArray[np.float32] |
         with np.errstate(invalid="ignore"):
             return np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
     return np.arange(256, dtype=np.float32) * np.float32(scale)
-
-
-def _read_arrays(path: Path) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
-    """Return the metadata and memory-mapped arrays of a segment file, checked as far as the header tells."""
-    size = path.stat().st_size
-    if size < 8:
-        raise _corrupt(path, f"it has {size} bytes")
-    content = np.memmap(path, dtype=np.uint8, mode="r")
-    length = int.from_bytes(content[:8].tobytes(), "little")
-    if length > min(_MAX_HEADER_BYTES, size - 8):
-        raise _corrupt(path, f"its header claims {length} bytes")
-    try:
-        header = json.loads(content[8 : 8 + length].tobytes())
-        metadata = header.pop("__metadata__")
-        found, version = metadata.get("format"), metadata.get("format_version")
-        ends = [entry["data_offsets"][1] for entry in header.values()]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise _corrupt(path, "its header cannot be read") from None
-    if found != FORMAT:
-        raise _corrupt(path, f"it calls itself {found!r}, not {FORMAT!r}")
-    if version != str(FORMAT_VERSION):
-        raise CorruptObjectError(
-            f"segment {path}: format version {version!r} is unknown; this release reads version {FORMAT_VERSION}. "
-            "Rebuild the index or use the release that wrote it"
-        )
-    if size != 8 + length + max(ends, default=0):
-        raise _corrupt(path, f"it has {size} bytes but its header describes {8 + length + max(ends, default=0)}")
-    missing = [name for name in _NEEDED_METADATA if name not in metadata] + [name for name in _ARRAYS if name not in header]
-    if missing:
-        raise _corrupt(path, f"it lacks {', '.join(missing)}")
-    try:
-        data = np.asarray(content)[8 + length :]
-        return metadata, {name: _view(data, header[name]) for name in _ARRAYS}
-    except (ValueError, KeyError, TypeError):
-        raise _corrupt(path, "its arrays do not match their description") from None
-
-
-def _view(data: NDArray[np.uint8], entry: dict[str, Any]) -> NDArray[Any]:
-    start, stop = entry["data_offsets"]
-    dtype = np.dtype(_DTYPES[entry["dtype"]])
-    if start < 0 or stop - start != dtype.itemsize * math.prod(entry["shape"]) or start % dtype.itemsize:
-        raise ValueError("offsets")
-    return data[start:stop].view(dtype).reshape(entry["shape"])
-
-
-def _corrupt(path: Path, why: str) -> CorruptObjectError:
-    return CorruptObjectError(
-        f"segment {path} is damaged or not a segment: {why}; delete the local copy so that it is fetched again, "
-        "or rebuild the index"
-    )
 
 
 @compiled

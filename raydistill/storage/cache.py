@@ -10,13 +10,13 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
 from raydistill.errors import CorruptObjectError, StorageError
-from raydistill.storage.hashing import sha256_hex
+from raydistill.storage.hashing import range_sha256, sha256_hex
 from raydistill.storage.local import LocalStore
 from raydistill.storage.store import ObjectStore
 
@@ -25,7 +25,7 @@ _ABANDONED_SECONDS = 3600.0
 """Age after which a temporary file is taken to be left by a process that died."""
 
 _verified: dict[tuple[str, str], tuple[int, int, int]] = {}
-"""(path, sha256) -> (inode, mtime in ns, size) of the files whose content this process has verified."""
+"""(path, sha256) -> (inode, mtime in ns, size) of the files whose content, or a section of it, this process has verified."""
 
 
 class LocalCache:
@@ -54,13 +54,30 @@ class LocalCache:
         if isinstance(store, LocalStore):
             path = store.path(key)
             if not path.is_file():
-                raise StorageError(f"{store.root}/{key} does not exist though a manifest names it; was it deleted by hand?")
+                raise _missing(store, key)
             if not _is_verified(path, size, sha256):
                 raise _corrupt(store, key)
             return path
+        return self._kept(store, key, size, sha256, lambda path: store.download(key, path))
+
+    def fetch_range(self, store: ObjectStore, key: str, start: int, size: int, sha256: str) -> tuple[Path, int]:
+        """Return a local file that holds `size` bytes (> 0) of the object from `start` on, and where in it they begin.
+
+        Only these bytes are fetched and verified; see `fetch` otherwise.
+        """
+        if not isinstance(store, LocalStore):
+            return self._kept(store, key, size, sha256, lambda path: store.download_range(key, start, size, path)), 0
+        path = store.path(key)
+        if not path.is_file():
+            raise _missing(store, key)
+        if not _is_verified(path, size, sha256, start):
+            raise _corrupt(store, key)
+        return path, start
+
+    def _kept(self, store: ObjectStore, key: str, size: int, sha256: str, download: Callable[[Path], None]) -> Path:
         path = self.directory / sha256[:2] / sha256
         try:
-            return self._fetched(store, key, size, sha256, path)
+            return self._fetched(store, key, size, sha256, path, download)
         except OSError as error:
             advice = "the disk is full: free space, " if error.errno == errno.ENOSPC else "check the permissions, "
             raise StorageError(
@@ -68,7 +85,9 @@ class LocalCache:
                 "or set RAYDISTILL_CACHE_DIR to another folder and RAYDISTILL_CACHE_BYTES to a bound that fits"
             ) from error
 
-    def _fetched(self, store: ObjectStore, key: str, size: int, sha256: str, path: Path) -> Path:
+    def _fetched(
+        self, store: ObjectStore, key: str, size: int, sha256: str, path: Path, download: Callable[[Path], None]
+    ) -> Path:
         if _touch(path) and _is_verified(path, size, sha256):
             return path
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -79,7 +98,7 @@ class LocalCache:
             self._make_room(size)
             temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
             try:
-                store.download(key, temporary)
+                download(temporary)
                 if temporary.stat().st_size != size or sha256_hex(temporary) != sha256:
                     raise _corrupt(store, key)
                 os.replace(temporary, path)
@@ -135,13 +154,18 @@ def _cache(directory: str, bound: str) -> LocalCache:
     return LocalCache(Path(directory), max_bytes)
 
 
-def _is_verified(path: Path, size: int, sha256: str) -> bool:
-    """Return whether the file has this content; hashed once a process, and again if the file was changed since."""
+def _is_verified(path: Path, size: int, sha256: str, start: int | None = None) -> bool:
+    """Return whether the file, or `size` bytes of it from `start` on, have this content.
+
+    Hashed once a process, and again if the file was changed since.
+    """
     status = path.stat()
     mark = (status.st_ino, status.st_mtime_ns, status.st_size)
     if _verified.get((str(path), sha256)) == mark:
         return True
-    if status.st_size != size or sha256_hex(path) != sha256:
+    if start is None and status.st_size != size:
+        return False
+    if range_sha256(path, start or 0, size) != sha256:
         return False
     _verified[str(path), sha256] = mark
     return True
@@ -170,6 +194,10 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _missing(store: ObjectStore, key: str) -> StorageError:
+    return StorageError(f"{store.root}/{key} does not exist though a manifest names it; was it deleted by hand?")
 
 
 def _corrupt(store: ObjectStore, key: str) -> CorruptObjectError:

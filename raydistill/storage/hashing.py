@@ -14,14 +14,21 @@ _BLOCK = 1 << 20
 _SEAL = "seal"
 
 
-def sha256_hex(content: bytes | Path) -> str:
+def sha256_hex(content: bytes | memoryview | Path) -> str:
     """Return the SHA-256 of bytes or of a file's content, 64 hex characters; a file is read in blocks."""
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
+    if isinstance(content, Path):
+        return range_sha256(content, 0, content.stat().st_size)
+    return hashlib.sha256(content).hexdigest()
+
+
+def range_sha256(path: Path, start: int, size: int) -> str:
+    """Return the SHA-256 of `size` bytes of a file from `start` on (or of those there are), 64 hex characters."""
     digest = hashlib.sha256()
-    with content.open("rb") as stream:
-        while block := stream.read(_BLOCK):
+    with path.open("rb") as stream:
+        stream.seek(start)
+        while block := stream.read(min(_BLOCK, size)):
             digest.update(block)
+            size -= len(block)
     return digest.hexdigest()
 
 

@@ -84,6 +84,16 @@ class LocalStore:
                     )
                 os.replace(temporary, path)
 
+    def download_range(self, key: str, start: int, size: int, path: Path) -> None:
+        with self._sentences(key, "read"), self.path(key).open("rb") as source, path.open("wb") as target:
+            source.seek(start)
+            left = size
+            while block := source.read(min(1 << 20, left)):
+                target.write(block)
+                left -= len(block)
+        if left:
+            raise StorageError(f"{self.root}/{key} ends {left} bytes before byte {start + size}; it was cut short")
+
     def info(self, key: str) -> ObjectInfo | None:
         path = self.path(key)
         try:

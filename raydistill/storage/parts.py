@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.errors import CorruptObjectError, StorageError
-from raydistill.storage.hashing import content_size, sealed, sha256_hex, unsealed
+from raydistill.storage.hashing import content_size, range_sha256, sealed, sha256_hex, unsealed
 from raydistill.storage.store import ObjectStore, open_store
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 _SUFFIX = re.compile(r"(\.[A-Za-z0-9_-]+)*")
 _READERS = 16
 _RECEIPT_TRIES = 8
+HEAD_BYTES = 1 << 16
+"""Bytes at the beginning of an object that have a SHA-256 of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class Part:
         key: where the object lies, relative to the run root.
         size: bytes.
         sha256: of the content, 64 hex characters.
+        head_sha256: of its first HEAD_BYTES, by which those who read sections of an object verify its header.
         rows: how many rows (queries, passages, …) it holds.
         counters: what its maker counted, summed over parts by readers of a manifest.
     """
@@ -44,6 +47,7 @@ class Part:
     sha256: str
     rows: int
     counters: Mapping[str, float] = field(default_factory=dict)
+    head_sha256: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a dictionary that JSON can hold."""
@@ -52,6 +56,7 @@ class Part:
             "key": self.key,
             "size": self.size,
             "sha256": self.sha256,
+            "head_sha256": self.head_sha256,
             "rows": self.rows,
             "counters": dict(self.counters),
         }
@@ -66,6 +71,7 @@ class Part:
             sha256=fields["sha256"],
             rows=int(fields["rows"]),
             counters=dict(fields["counters"]),
+            head_sha256=fields.get("head_sha256", ""),
         )
 
 
@@ -92,7 +98,7 @@ class PartLedger:
         store = open_store(self.root)
         digest = sha256_hex(content)
         key = f"{self.objects}/{name}-{digest[:8]}{suffix}"
-        part = Part(name, key, content_size(content), digest, int(rows), dict(counters))
+        part = Part(name, key, content_size(content), digest, int(rows), dict(counters), _head_sha256(content))
         if not store.put_if_absent(key, content):
             raise CorruptObjectError(
                 f"{store.root}/{key} exists with bytes that do not match its name; delete it and run the stage again"
@@ -164,6 +170,10 @@ def chosen_parts(finished: Mapping[str, Part], names: Iterable[str], uri: str) -
             "run the stage again to make them"
         )
     return tuple(finished[name] for name in wanted)
+
+
+def _head_sha256(content: bytes | Path) -> str:
+    return sha256_hex(content[:HEAD_BYTES]) if isinstance(content, bytes) else range_sha256(content, 0, HEAD_BYTES)
 
 
 def _check_name(name: str, suffix: str) -> None:

@@ -89,6 +89,13 @@ class S3Store:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def download_range(self, key: str, start: int, size: int, path: Path) -> None:
+        with S3Reader(self.bucket, self._full(key), start, size) as stream, path.open("wb") as target:
+            if stream.size != size:
+                raise StorageError(f"{self._uri(key)} ends before byte {start + size}; it was cut short")
+            while block := stream.read(_BLOCK):
+                target.write(block)
+
     def info(self, key: str) -> ObjectInfo | None:
         try:
             found = self._head(key)
@@ -282,14 +289,18 @@ class S3Store:
 
 
 class S3Reader(io.RawIOBase):
-    """One object as a stream. A connection that breaks is replaced by one that goes on at the same byte of the same
-    version; the end is only reported when all bytes came. Raises StorageError otherwise."""
+    """One object, or `length` bytes (> 0) of it from `start` on, as a stream. A connection that breaks is replaced by one
+    that goes on at the same byte of the same version; the end is only reported when all bytes came. Raises StorageError
+    otherwise."""
 
-    def __init__(self, bucket: str, key: str) -> None:
+    def __init__(self, bucket: str, key: str, start: int = 0, length: int | None = None) -> None:
         self._object = {"Bucket": bucket, "Key": key}
         self._uri = f"s3://{bucket}/{key}"
+        self._start = start
+        self._stop = "" if length is None else str(start + length - 1)
         self._position = 0
-        answer = request(lambda client: client.get_object(**self._object), self._uri)
+        part = {} if length is None else {"Range": f"bytes={start}-{self._stop}"}
+        answer = request(lambda client: client.get_object(**self._object, **part), self._uri)
         self._body = answer["Body"]
         self._etag = answer["ETag"]
         self.size = int(answer["ContentLength"])
@@ -341,7 +352,9 @@ class S3Reader(io.RawIOBase):
         self._body.close()
         try:
             answer = request(
-                lambda client: client.get_object(**self._object, Range=f"bytes={self._position}-", IfMatch=self._etag),
+                lambda client: client.get_object(
+                    **self._object, Range=f"bytes={self._start + self._position}-{self._stop}", IfMatch=self._etag
+                ),
                 self._uri,
             )
         except ConditionRefusedError:

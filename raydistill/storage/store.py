@@ -37,6 +37,9 @@ class ObjectStore(Protocol):
     def download(self, key: str, path: Path) -> None:
         """Write the object to a local file atomically (temporary name, then rename), verifying its length."""
 
+    def download_range(self, key: str, start: int, size: int, path: Path) -> None:
+        """Write `size` bytes (> 0) of the object from `start` on to a local file, verifying their number."""
+
     def info(self, key: str) -> ObjectInfo | None:
         """Return what is stored under the key, or None."""
 

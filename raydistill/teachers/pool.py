@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from raydistill.actor_pool import map_shards
-from raydistill.config import RecordedTeacherConfig, TeacherConfig, TransformersTeacherConfig
+from raydistill.config import IN_CONVERSATIONS, RecordedTeacherConfig, TeacherConfig, TransformersTeacherConfig
 from raydistill.conversations.records import ConversationalQuery, Turn
-from raydistill.errors import TeacherError
+from raydistill.errors import DataError, TeacherError
 from raydistill.model_source import model_identity
 from raydistill.progress import track
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
@@ -26,7 +26,7 @@ from raydistill.storage.parts import Part
 from raydistill.teachers.cache import EngineIdentity, GenerationCache
 from raydistill.teachers.engine import Engine, Failure, Generation, Sampling
 from raydistill.teachers.prompts import find_template
-from raydistill.teachers.recorded import matching_rewrites
+from raydistill.teachers.recorded import RecordedRewrites, known_nothing, recorded_rewrites
 from raydistill.teachers.rewriting import (
     Rewrite,
     Rewriter,
@@ -52,12 +52,12 @@ def teach(teacher: TeacherConfig, queries: Sequence[ConversationalQuery], querie
 
     Args:
         queries: every query once.
-        queries_fingerprint: of everything that decides the queries.
+        queries_fingerprint: of everything that decides the queries, and their own rewrites where the teacher reads those.
         root: run root URI.
 
     Raises:
         TeacherError: the model cannot be loaded, or not one rewrite came out.
-        DataError: a malformed file of recorded rewrites, or one that knows none of the queries.
+        DataError: a malformed file of recorded rewrites, or a recorded teacher that knows none of the queries.
         ResourceError: the cluster cannot hold the workers.
     """
     artifact = rewrites_artifact(teacher, queries_fingerprint, root)
@@ -65,7 +65,7 @@ def teach(teacher: TeacherConfig, queries: Sequence[ConversationalQuery], querie
         return artifact
     if isinstance(teacher, RecordedTeacherConfig):
         parts = _recorded_parts(teacher, queries, artifact)
-        extra: dict[str, Any] = {"source": teacher.rewrites}
+        extra: dict[str, Any] = {"source": list(teacher.rewrites)}
     else:
         parts = _generated_parts(teacher, queries, artifact)
         extra = {"model": teacher.model, "revision": teacher.revision, "prompt": teacher.prompt}
@@ -88,27 +88,35 @@ def teach(teacher: TeacherConfig, queries: Sequence[ConversationalQuery], querie
 
 
 def rewrites_artifact(teacher: TeacherConfig, queries_fingerprint: str, root: str) -> Artifact:
-    """Return the address of a teacher's rewrites, computed or not; reads its file or folder to know their content."""
+    """Return the address of a teacher's rewrites, computed or not; reads its files or folder to know their content."""
     if isinstance(teacher, RecordedTeacherConfig):
-        source = input_fingerprint([teacher.rewrites])
+        held = " and conversations" if IN_CONVERSATIONS in teacher.rewrites else ""
+        source = input_fingerprint([uri for uri in teacher.rewrites if uri != IN_CONVERSATIONS]) + held
     else:
         find_template(teacher.prompt)
         source = _identity(teacher).key
     inputs = {"queries": queries_fingerprint, "teacher": source}
-    # Where a file or folder lies does not change what is in it.
-    settings = teacher.model_copy(update={"rewrites" if isinstance(teacher, RecordedTeacherConfig) else "model": ""})
-    return Artifact(root, KIND, teacher.name, fingerprint(KIND, _FORMAT_VERSION, settings, inputs))
+    return Artifact(root, KIND, teacher.name, fingerprint(KIND, _FORMAT_VERSION, teacher, inputs))
 
 
 def _recorded_parts(
     teacher: RecordedTeacherConfig, queries: Sequence[ConversationalQuery], artifact: Artifact
 ) -> list[Part]:
-    texts = matching_rewrites(teacher.rewrites, [query.query_id for query in queries])
+    known = recorded_rewrites(teacher.rewrites, queries)
+    if queries and not (known.raw or known.held):
+        raise DataError(f"teacher {teacher.name}: {known_nothing(teacher.rewrites, queries)}")
     parts = []
     for start, stop in _ranges(len(queries), _RECORDED_ROWS_PER_PART):
-        rows = [recorded_row(query.query_id, query.question, texts) for query in queries[start:stop]]
+        rows = [_recorded_row(query, known) for query in queries[start:stop]]
         parts.append(_put(artifact, start, stop, rows, row_counters(rows)))
     return parts
+
+
+def _recorded_row(query: ConversationalQuery, known: RecordedRewrites) -> Rewrite:
+    held = known.held.get(query.query_id)
+    if held is not None:
+        return Rewrite(query.query_id, held, None, held)
+    return recorded_row(query.query_id, query.question, known.raw)
 
 
 def _generated_parts(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raydistill.encoders.batch import SparseBatch
+from raydistill.index.candidates import CANDIDATES
 from raydistill.index.publish import IndexVersion, IndexWriter
 from raydistill.index.segment import write_segment
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
@@ -83,10 +84,12 @@ def put_candidates(root: str, queries: int = 22, parts: int = 3) -> Artifact:
     for number in range(queries):
         passages = np.sort(random.choice(PASSAGES, 30, replace=False))
         scores = random.gamma(2.0, 1.0, (2, 30)).astype(np.float32)
+        rewrites = [np.sort(random.choice(np.arange(5, len(TERMS)), 3, replace=False)).tolist() for _ in range(2)]
         rows.append(
             {
                 "query_id": f"c{number // 4}<::>{number % 4 + 1}",
                 "conversation_id": f"c{number // 4}",
+                "source": f"family {number % 3}",
                 "depth": number % 4 + 1,
                 "question": " ".join(random.choice(WORDS, 4)),
                 "history": [
@@ -96,30 +99,19 @@ def put_candidates(root: str, queries: int = 22, parts: int = 3) -> Artifact:
                 "gold": [] if number % 5 == 4 else [int(passages[3])],
                 "passages": passages.tolist(),
                 "scores": [scores[0].tolist(), None if number == 7 else scores[1].tolist()],
+                "rewrite_terms": [rewrites[0], None if number == 7 else rewrites[1]],
+                "rewrite_weights": [[1.0, 2.0, 0.5], None if number == 7 else [0.5, 1.5, 3.0]],
             }
         )
-    turn = pa.struct([("question", pa.string()), ("answer", pa.string())])
-    schema = pa.schema(
-        [
-            ("query_id", pa.string()),
-            ("conversation_id", pa.string()),
-            ("depth", pa.int32()),
-            ("question", pa.string()),
-            ("history", pa.list_(turn)),
-            ("gold", pa.list_(pa.int64())),
-            ("passages", pa.list_(pa.int64())),
-            ("scores", pa.list_(pa.list_(pa.float32()))),
-        ]
-    )
     artifact = Artifact(root, "candidates", "tiny", fingerprint("candidates", 1, {"queries": queries, "parts": parts}, {}))
     writer = ArtifactWriter(artifact)
     names = [f"{number:05d}" for number in range(parts)]
     for number, name in enumerate(names):
-        table = pa.Table.from_pylist(rows[number::parts], schema=schema)
+        table = pa.Table.from_pylist(rows[number::parts], schema=CANDIDATES)
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
         writer.put_part(name, buffer.getvalue(), ".parquet", rows=len(table))
-    writer.commit(names, {})
+    writer.commit(names, {"teachers": ["a", "b"]})
     return artifact
 
 

@@ -10,12 +10,14 @@ import pytest
 
 from raydistill.config import DistillConfig
 from raydistill.config_loading import build_config
-from raydistill.distill.train import train, training_records
+from raydistill.conversations.records import Conversation, ConversationSet, Turn
+from raydistill.distill.train import student_artifact, train, training_records, validation_records
 from raydistill.encoders.checkpoint import load_student
-from raydistill.errors import ResourceError, TrainingError
+from raydistill.errors import ConfigError, ResourceError, TrainingError
 from raydistill.index.publish import IndexVersion
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.folders import fetch_folder
+from raydistill.storage.store import open_store
 
 Mined = tuple[Artifact, IndexVersion]
 
@@ -25,15 +27,20 @@ def config(mined: Mined, encoder: str, **train_fields: Any) -> DistillConfig:
         {
             "run": "tiny",
             "root": mined[0].root,
-            "data": {"corpus": ["/c"], "train": {"conversations": "/t"}, "test": {"conversations": "/t"}},
-            "teachers": [{"engine": "recorded", "name": "a", "rewrites": "/r"}],
+            "data": {
+                "corpus": ["/c"],
+                "train": {"conversations": "/t"},
+                "validation": {"share": 0.2},
+                "test": {"conversations": "/t"},
+            },
+            "teachers": [{"engine": "recorded", "name": name, "rewrites": "/r"} for name in ("a", "b")],
             "student": {"model": encoder, "text": {"max_tokens": 64}},
             "train": {
                 "epochs": 1,
                 "global_batch": 4,
                 "micro_batch": 2,
                 "learning_rate": 1e-3,
-                "sampling": {"passages": 6, "top": 1, "first_rank": 2, "last_rank": 30},
+                "sampling": {"passages": 6, "top": 1, "policy": "window(first=2, last=30)"},
                 "log_steps": 1,
                 "checkpoint_steps": 3,
                 "max_failures": 0,
@@ -62,6 +69,43 @@ def test_two_workers_train_a_student_that_loads_and_is_not_trained_again(
     assert student.manifest() == manifest
 
 
+def held_out() -> ConversationSet:
+    turns = (Turn("v<::>1", 1, "w1 w2 w3", "w4"), Turn("v<::>2", 2, "w5 w6 w7", ""))
+    return ConversationSet((Conversation("v", turns),), {"v<::>1": {"p3": 1}, "v<::>2": {"p9": 1, "p30": 2}}, "held-out")
+
+
+def test_the_best_validation_becomes_the_student_and_starts_the_next_one(
+    ray_cluster: None, mined: Mined, tiny_encoder: str, tmp_path: Path
+) -> None:
+    fields = {"validation": {"every_steps": 2, "measure": "RR", "patience": 2}, "loggers": {"tensorboard": True}}
+    # A learning rate that ruins the student at once: the first validation is the best, and patience ends the training.
+    settings = config(mined, tiny_encoder, epochs=4, learning_rate=0.01, **fields)
+    student = train(settings, *mined, held_out())
+    validations = validation_records(settings, student)
+    best = max(validations, key=lambda record: (record["RR"], -record["step"]))
+    steps = [record["step"] for record in validations]
+    assert steps == list(range(2, steps[-1] + 1, 2))
+    assert steps[-1] == training_records(settings, student)[-1]["step"]
+    assert steps[-1] == min(best["step"] + 4, 22)
+    loaded = load_student(fetch_folder(student, tmp_path / "student")).encoder(device="cpu")
+    lengths = loaded.encode_queries(["w1 w2 w3", "w5 w6 w7 [SEP] w4 [SEP] w1 w2 w3"]).lengths()
+    assert lengths.mean() == pytest.approx(best["l0"])
+    events = [info.key for info in open_store(settings.root).list("runs/tiny/training/")]
+    assert any("/tensorboard/00000000/events." in key for key in events)
+
+    assert student_artifact(settings, *mined) != student
+    short = config(mined, tiny_encoder, epochs=0.1, learning_rate=1e-12, weight_decay=0.0)
+    second = train(short, *mined, None, student)
+    again = load_student(fetch_folder(second, tmp_path / "second")).encoder(device="cpu")
+    texts = ["w1 w2 w3", "w9 w10"]
+    np.testing.assert_allclose(again.encode_queries(texts).to_dense(), loaded.encode_queries(texts).to_dense(), atol=1e-5)
+
+
+def test_a_logger_that_is_not_installed_is_found_before_any_worker_starts(mined: Mined, tiny_encoder: str) -> None:
+    with pytest.raises(ConfigError, match=r"train\.loggers\.wandb needs the package wandb"):
+        train(config(mined, tiny_encoder, loggers={"wandb": "project"}), *mined)
+
+
 def test_a_diverging_run_ends_in_a_sentence_and_leaves_no_student(
     ray_cluster: None, mined: Mined, tiny_encoder: str
 ) -> None:
@@ -69,6 +113,18 @@ def test_a_diverging_run_ends_in_a_sentence_and_leaves_no_student(
     with pytest.raises(TrainingError, match=r"(the loss is|no query has a non-zero term) .*learning_rate"):
         train(settings, *mined)
     assert not list(Path(mined[0].root).glob("artifacts/student/*/_manifest.json"))
+
+
+def test_an_elastic_training_runs_with_the_workers_that_the_cluster_holds(
+    ray_cluster: None, mined: Mined, tiny_encoder: str
+) -> None:
+    # Three are asked for, and the cluster has two CPUs: 12 queries in micro-batches of 4 are shared out unevenly.
+    elastic = {"workers": {"actors": 3, "cpus": 1}, "min_workers": 1, "global_batch": 12, "micro_batch": 4}
+    settings = config(mined, tiny_encoder, **elastic)
+    alone = config(mined, tiny_encoder, global_batch=12, micro_batch=4, epochs=1.0)
+    student = train(settings, *mined)
+    assert student == student_artifact(alone, *mined), "the workers are no part of what is computed"
+    assert [record["step"] for record in training_records(settings, student)] == [1, 2]
 
 
 def test_workers_that_never_fit_are_refused_at_once(ray_cluster: None, mined: Mined, tiny_encoder: str) -> None:

@@ -30,6 +30,12 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 32,
     "max_position_embeddings": 80,
 }
+DECODERS: dict[str, dict[str, Any]] = {
+    "Llama": {"num_key_value_heads": 1},
+    "Qwen3": {"num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True},
+    "Mistral": {"num_key_value_heads": 2, "sliding_window": 4},
+    "GPT2": {},
+}
 SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
 
 
@@ -62,16 +68,18 @@ def tiny_config(architecture: str) -> Any:
     config = getattr(transformers, f"{architecture}Config")
     if architecture == "DistilBert":
         return config(vocab_size=len(TERMS), dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=80)
-    extra = SPECIAL_IDS if architecture == "ModernBert" else {"pad_token_id": 0}
+    extra = SPECIAL_IDS if architecture in {"ModernBert", *DECODERS} else {"pad_token_id": 0}
+    extra = {**extra, **DECODERS.get(architecture, {})}
     return config(vocab_size=len(TERMS), **SIZES, **extra)
 
 
 def random_model(architecture: str, masked_lm: bool) -> Any:
     import torch
-    from transformers import AutoModel, AutoModelForMaskedLM
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
     torch.manual_seed(7)
-    model = (AutoModelForMaskedLM if masked_lm else AutoModel).from_config(tiny_config(architecture)).eval()
+    factory = AutoModelForCausalLM if architecture in DECODERS else AutoModelForMaskedLM if masked_lm else AutoModel
+    model = factory.from_config(tiny_config(architecture)).eval()
     with torch.no_grad():  # the usual initialisation leaves biases at 0 and logits near it: nothing would be tested
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -80,7 +88,10 @@ def random_model(architecture: str, masked_lm: bool) -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Callable[..., Path]:
-    """Return a function: (architecture, masked_lm) -> folder of a tiny random checkpoint with its tokenizer."""
+    """Return a function: (architecture, masked_lm) -> folder of a tiny random checkpoint with its tokenizer.
+
+    For decoders, which come with their language model's head, `masked_lm` says nothing.
+    """
     made: dict[tuple[str, bool], Path] = {}
 
     def folder(architecture: str = "Bert", masked_lm: bool = True) -> Path:

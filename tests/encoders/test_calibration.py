@@ -68,9 +68,9 @@ def test_gradients_stay_finite_beside_silent_terms(tiny_folder: Callable[..., Pa
     sample = ["the capital of france", "who wrote war peace", "the old river"]
     model.calibrate(sample, tiny_tokenizer, 0.2, 64)
     model(*padded(tokenize(tiny_tokenizer, sample, 64), 0)).sum().backward()
-    assert model.identity is not None
-    assert model.identity.bias.grad is not None
-    assert model.identity.bias.grad[:6].eq(0).all()
+    assert model.vocabulary_head is not None
+    assert model.vocabulary_head.bias.grad is not None
+    assert model.vocabulary_head.bias.grad[:6].eq(0).all()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 

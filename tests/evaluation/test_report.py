@@ -24,13 +24,14 @@ TRAINING = [
         "step": step,
         "loss": 3.0 / step,
         "kld": 2.0 / step,
-        "nce": 4.0 / step,
+        "infonce": 4.0 / step,
         "l0": 90.0 / step,
         "learning_rate": 1e-5 * step,
         "flops_lambda": 0.0,
     }
     for step in range(1, 40)
 ]
+VALIDATION = [{"step": step, "nDCG@10": step / 100, "R@100": step / 50, "l0": 40.0, "flops": 2.0} for step in (10, 20)]
 STAGES = [{"stage": "teach", "seconds": 2.0, "skipped": True}, {"stage": "train", "seconds": 4000.0, "skipped": False}]
 WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=timezone.utc)
 
@@ -69,7 +70,7 @@ class Elements(HTMLParser):
 
 @pytest.fixture
 def html(make_config: Callable[..., DistillConfig], make_metrics: Callable[..., Metrics]) -> str:
-    return build_report(make_config(), make_metrics(), TRAINING, STAGES, created=WHEN).html
+    return build_report(make_config(), make_metrics(), TRAINING, STAGES, VALIDATION, created=WHEN).html
 
 
 def test_the_page_refers_to_nothing_and_runs_nothing(html: str) -> None:
@@ -96,8 +97,8 @@ def test_hostile_text_stays_text(make_config: Callable[..., DistillConfig], make
 
 def test_charts_are_well_formed_described_and_inside_their_box(html: str) -> None:
     drawings = re.findall(r"<svg.*?</svg>", html, flags=re.S)
-    # depth, FLOPS, recall, L0; loss, L0, learning rate; failures; stages
-    assert len(drawings) == 9
+    # depth, FLOPS, recall, L0; loss, L0, learning rate; validation: measures, L0, FLOPS; failures; stages
+    assert len(drawings) == 12
     for drawing in drawings:
         root = ElementTree.fromstring(drawing)
         assert root.attrib["aria-label"]

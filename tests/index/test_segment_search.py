@@ -187,7 +187,7 @@ def test_damage_and_unknown_versions_are_refused(tmp_path):
     damaged.write_bytes(content + b"x")
     with pytest.raises(CorruptObjectError, match="damaged"):
         Segment(damaged)
-    damaged.write_bytes(content.replace(b'"format_version":"1"', b'"format_version":"9"'))
+    damaged.write_bytes(content.replace(b'"format_version":"2"', b'"format_version":"9"'))
     with pytest.raises(CorruptObjectError, match="version '9' is unknown"):
         Segment(damaged)
     damaged.write_bytes(content.replace(b"raydistill-segment", b"somebodys--segment"))

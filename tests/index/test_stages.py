@@ -23,6 +23,8 @@ from raydistill.config import (
     WorkerConfig,
 )
 from raydistill.conversations.records import Conversation, ConversationalQuery, ConversationSet, Turn
+from raydistill.conversations.text import history_pairs, student_text
+from raydistill.encoders.checkpoint import load_student
 from raydistill.encoders.documents import load_document_encoder
 from raydistill.encoders.lexical import LexicalStatistics
 from raydistill.errors import DataError
@@ -32,7 +34,8 @@ from raydistill.index.mine import candidates_artifact, mine_candidates
 from raydistill.index.passage_files import passage_batches
 from raydistill.index.publish import IndexVersion, current_version
 from raydistill.index.search import open_searcher
-from raydistill.storage.artifacts import Artifact
+from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
+from raydistill.storage.folders import put_folder
 from raydistill.storage.store import open_store
 from raydistill.teachers.pool import teach
 
@@ -330,12 +333,16 @@ def test_candidates_are_the_union_with_gold_and_every_score_is_exact(copied, min
         gold = {"c0::1": [3, 200], "c2::2": [17]}.get(query.query_id, [])
         assert row["gold"] == gold
         pool = set(gold)
-        for teacher, column in zip(("one", "two"), row["scores"], strict=True):
+        assert row["source"] == ""
+        for number, (teacher, column) in enumerate(zip(("one", "two"), row["scores"], strict=True)):
             text = world.texts[teacher].get(query.query_id)
+            terms, weights = row["rewrite_terms"][number], row["rewrite_weights"][number]
             if text is None:
-                assert column is None
+                assert column is terms is weights is None
                 continue
             vector = encoder.encode_queries([text])
+            assert terms == vector.term_ids.tolist()
+            assert weights == vector.weights.tolist()
             scores = dense @ vector.to_dense()[0]
             best = [p for p in np.lexsort((np.arange(230), -searcher.scores(vector, [np.arange(230)])[0])) if scores[p] > 0]
             pool |= set(best[:15])
@@ -348,6 +355,43 @@ def test_candidates_are_the_union_with_gold_and_every_score_is_exact(copied, min
     assert counters["gold"] == 3
     assert (counters["rewrites.one"], counters["rewrites.two"]) == (12, 10)
     assert counters["candidates"] == sum(len(row["passages"]) for row in rows)
+
+
+def test_a_further_round_adds_what_the_student_finds_and_every_teacher_scores_it(copied, minilm):
+    world = World(copied, minilm, {"c0::1": {"p3": 1, "p200": 2}})
+    first, index = world.mine(), world.index()
+    save_tiny_splade(str(copied / "student"), minilm)
+    student = Artifact(world.config.root, "student", "tiny", fingerprint("student", 1, {}, {}))
+    ArtifactWriter(student).commit(put_folder(ArtifactWriter(student), copied / "student"), {})
+    mined = mine_candidates(world.config, world.queries, world.set.qrels, world.rewrites, index, student)
+    assert mined.fingerprint != first.fingerprint
+
+    def rows(artifact):
+        return [row for part in artifact.manifest().parts for row in pq.read_table(artifact.fetch(part)).to_pylist()]
+
+    loaded = load_student(copied / "student")
+    texts = [
+        student_text(query.question, history_pairs(query), loaded.text, loaded.tokenizer.sep_token)
+        for query in world.queries
+    ]
+    searcher = open_searcher(index)
+    found = searcher.search(loaded.encoder().encode_queries(texts), 15).passages
+    added = 0
+    for before, after, numbers in zip(rows(first), rows(mined), found, strict=True):
+        assert after["passages"] == sorted({*before["passages"], *numbers[numbers >= 0].tolist()})
+        added += len(after["passages"]) - len(before["passages"])
+        for old, new in zip(before["scores"], after["scores"], strict=True):
+            assert (old is None) == (new is None)
+            if new is not None:
+                exact = dict(zip(after["passages"], new, strict=True))
+                assert len(exact) == len(after["passages"])
+                assert [exact[number] for number in before["passages"]] == old
+    counters = mined.manifest().metadata["counters"]
+    assert counters["student_only"] == added > 0
+    assert counters["gold_found.student"] == np.isin([3, 200], found[0]).sum()
+    taken = {"student": world.rewrites["one"]}
+    with pytest.raises(DataError, match="a teacher is named 'student'"):
+        mine_candidates(world.config, world.queries, world.set.qrels, taken, index, student)
 
 
 def test_half_done_mining_is_completed_to_the_same_bytes(copied, minilm):

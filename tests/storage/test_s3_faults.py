@@ -109,6 +109,18 @@ def test_a_download_goes_on_where_the_connection_broke(s3_root: str, fault_proxy
     assert sum(method == "GET" and "key" in path for method, path, _ in fault_proxy.seen) == 3
 
 
+def test_a_section_is_fetched_alone_and_goes_on_where_the_connection_broke(
+    s3_root: str, fault_proxy: FaultProxy, tmp_path: Path
+) -> None:
+    store = S3Store(s3_root)
+    content = os.urandom(3_000_000)
+    assert store.put_if_absent("key", content)
+    fault_proxy.first("GET", "key", "cut", times=2)
+    store.download_range("key", 500_001, 1_500_000, tmp_path / "section")
+    assert (tmp_path / "section").read_bytes() == content[500_001:2_000_001]
+    assert sum(method == "GET" and "key" in path for method, path, _ in fault_proxy.seen) == 3
+
+
 def test_a_stream_does_not_mix_two_versions(s3_root: str, fault_proxy: FaultProxy) -> None:
     store = S3Store(s3_root)
     store.replace("key", b"a" * 3_000_000)

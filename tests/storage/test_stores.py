@@ -32,6 +32,19 @@ def test_an_object_reads_as_it_was_put(root: str, tmp_path: Path) -> None:
     assert (found.key, found.size) == ("a/b.bin", 100_000)
 
 
+def test_a_section_of_an_object_is_read_alone(root: str, tmp_path: Path) -> None:
+    store = open_store(root)
+    content = os.urandom(5_000)
+    assert store.put_if_absent("key", content)
+    for start, size in ((0, 5_000), (0, 1), (4_999, 1), (1_234, 2_000)):
+        store.download_range("key", start, size, tmp_path / "section")
+        assert (tmp_path / "section").read_bytes() == content[start : start + size]
+    with pytest.raises(StorageError, match="cut short"):
+        store.download_range("key", 4_000, 2_000, tmp_path / "section")
+    with pytest.raises(StorageError, match="does not exist"):
+        store.download_range("absent", 0, 1, tmp_path / "section")
+
+
 def test_a_key_is_created_once_and_the_same_bytes_again_count_as_ours(root: str) -> None:
     store = open_store(root)
     assert store.put_if_absent("key", b"ours")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,35 @@ def test_a_teacher_that_fails_everywhere_ends_the_stage_with_its_reason(
         teach(recorded(tmp_path / "r.jsonl", {"a<::>1": "I cannot."}), queries[:1], FINGERPRINT, str(tmp_path))
 
 
+def test_rewrites_that_conversations_hold_are_taken_as_they_are_and_missing_ones_stay_missing(
+    queries: list[ConversationalQuery], tmp_path: Path
+) -> None:
+    held = [replace(query, rewrite=f"Sorry, {query.query_id}") if query.depth == 2 else query for query in queries]
+    teacher = RecordedTeacherConfig(name="human", rewrites="conversations")
+    made = rows(teach(teacher, held, FINGERPRINT, str(tmp_path)))
+    assert {row["query_id"]: row["text"] for row in made if row["failure"] is None} == {
+        "a<::>2": "Sorry, a<::>2",
+        "b<::>2": "Sorry, b<::>2",
+    }
+    assert {row["failure"] for row in made} == {None, "missing"}
+    with pytest.raises(DataError, match="teacher human: the conversations hold no rewrites of their own"):
+        teach(teacher, queries, "e" * 64, str(tmp_path))
+
+
+def test_the_address_of_recorded_rewrites_follows_the_content_of_every_file(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    one.write_text('{"_id": "a<::>1", "text": "x"}\n')
+    two.write_text('{"_id": "a<::>2", "text": "y"}\n')
+
+    def address(*places: str) -> str:
+        return rewrites_artifact(RecordedTeacherConfig(name="r", rewrites=places), FINGERPRINT, "/root").fingerprint
+
+    first = [address(str(one)), address(str(one), str(two)), address(str(one), "conversations")]
+    two.write_text('{"_id": "a<::>2", "text": "z"}\n')
+    assert len({*first, address(str(one), str(two))}) == 4
+    assert address(str(one)) == first[0]
+
+
 def test_bad_settings_end_in_a_sentence(
     ray_cluster: None, queries: list[ConversationalQuery], trained_causal: str, tmp_path: Path
 ) -> None:
@@ -152,5 +182,5 @@ def test_bad_settings_end_in_a_sentence(
         teach(generating(str(tmp_path / "broken")), queries, FINGERPRINT, str(tmp_path))
     with pytest.raises(ResourceError, match=r"teachers\[tiny\]\.workers asks for .* GPU"):
         teach(generating(trained_causal, workers=WorkerConfig(gpus=1)), queries, FINGERPRINT, str(tmp_path))
-    with pytest.raises(DataError, match=r"none of its ids is the id of a query \(queries are named like 'a<::>1', .* 'x'\)"):
+    with pytest.raises(DataError, match=r"none of the ids is the id of a query \(queries are named like 'a<::>1', .* 'x'\)"):
         teach(recorded(tmp_path / "r.jsonl", {"x": "y"}), queries, FINGERPRINT, str(tmp_path))

@@ -1,0 +1,75 @@
+"""Reader of iKAT topics: one JSON list of conversations, each turn with its human rewrite and its answer.
+
+Format (TREC iKAT; Aliannejadi et al., arXiv 2401.01330): records {number, title, ptkb, turns: [{turn_id, utterance,
+resolved_utterance, response, ...}]}; the file of 2025 calls them `responses` and `user_utterance`. A query id is
+"{number}_{turn_id}", as in the qrels; different years use the same numbers. The persona (ptkb) is not read: a rewrite that
+draws on it holds what is needed. Provenance names passages of a licensed collection and gives no judgements here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raydistill.conversations.records import Conversation, Turn
+from raydistill.conversations.rows import BadRow, Quarantine, RowError, identifier, json_list, spoken_text
+from raydistill.conversations.sources import ConversationFile
+
+
+def read_ikat(uri: str, quarantine: Quarantine) -> ConversationFile:
+    """Read an iKAT topic file; a malformed conversation, or one whose number came before, goes to the quarantine whole."""
+    conversations: dict[str, Conversation] = {}
+    left_out: set[str] = set()
+    for position, record in enumerate(json_list(uri, "iKAT topic files"), start=1):
+        try:
+            conversation = _conversation(record)
+            if conversation.conversation_id in conversations:
+                raise RowError(f"conversation {conversation.conversation_id!r} is there twice")
+            conversations[conversation.conversation_id] = conversation
+        except RowError as error:
+            quarantine.add(BadRow(f"{uri}: record {position}", str(error)))
+            left_out.update(_readable_ids(record))
+    known = {turn.query_id for conversation in conversations.values() for turn in conversation.turns}
+    return ConversationFile(uri, tuple(conversations.values()), left_out=frozenset(left_out - known))
+
+
+def _conversation(record: Any) -> Conversation:
+    if not isinstance(record, dict):
+        raise RowError("is not a JSON object")
+    number = identifier(record, "number")
+    turns = _turns_of(record)
+    if not isinstance(turns, list) or not turns:
+        raise RowError(f"conversation {number!r} has no turns (field 'turns' must be a list with at least one)")
+    read: list[Turn] = []
+    for position, turn in enumerate(turns, start=1):
+        try:
+            read.append(_turn(number, turn))
+            if len(read) > 1 and read[-1].depth <= read[-2].depth:
+                raise RowError(f"turn_id {read[-1].depth} does not come after {read[-2].depth}")
+        except RowError as error:
+            raise RowError(f"conversation {number!r}, turn {position}: {error}") from None
+    return Conversation(number, tuple(read))
+
+
+def _turns_of(record: dict[str, Any]) -> Any:
+    return record.get("turns", record.get("responses"))
+
+
+def _turn(number: str, turn: Any) -> Turn:
+    if not isinstance(turn, dict):
+        raise RowError("is not a JSON object")
+    depth = turn.get("turn_id")
+    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
+        raise RowError(f"turn_id must be an integer from 1, not {depth!r}")
+    question = spoken_text(turn, "utterance" if "utterance" in turn else "user_utterance")
+    if not question:
+        raise RowError("has no utterance")
+    return Turn(f"{number}_{depth}", depth, question, spoken_text(turn, "response"), spoken_text(turn, "resolved_utterance"))
+
+
+def _readable_ids(record: Any) -> set[str]:
+    """Return the query ids of a malformed record, as far as they can be read."""
+    if not isinstance(record, dict):
+        return set()
+    turns = _turns_of(record)
+    named = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    return {f"{record.get('number')}_{turn.get('turn_id')}" for turn in named}

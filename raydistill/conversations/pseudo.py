@@ -1,0 +1,160 @@
+"""Conversations made of the corpus's own passages: further training queries where real conversations are few.
+
+A passage becomes a topic of two turns, after the inverse cloze task (Lee et al., arXiv 1906.00300): its title is asked
+first, its first sentence answers; then one of its other sentences is asked without the words of the title, as people leave
+out what was just named. The rewrite of the second turn is title and sentence together, its gold passage the passage itself.
+A conversation visits several topics one after the other, so that a student learns to take over what the last question
+leaves out, and to leave behind what it does not. Everything is drawn by hashes of passage ids: the order of the corpus does
+not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from raydistill.config import PassageSource
+from raydistill.conversations.passages import read_passages
+from raydistill.conversations.qrels import Qrels
+from raydistill.conversations.records import Conversation, ConversationSet, Passage, Turn
+from raydistill.errors import DataError
+from raydistill.storage.files import input_files, input_fingerprint, open_input
+from raydistill.storage.hashing import canonical_json, sha256_hex
+
+_FORMAT_VERSION = 1
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+_WORD = re.compile(r"\w+")
+_SENTENCE_WORDS = range(6, 31)
+_TITLE_WORDS = range(1, 13)
+_LEAST_LEFT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """What a passage gives to talk about.
+
+    Attributes:
+        passage_id: the passage.
+        title: what it is about, 1 to 12 words.
+        opening: its first sentence.
+        asked: (sentence without the title's words, whole sentence) pairs of the sentences that can be asked, at least one.
+    """
+
+    passage_id: str
+    title: str
+    opening: str
+    asked: tuple[tuple[str, str], ...]
+
+
+def passage_topic(passage: Passage) -> Topic | None:
+    """Return the topic of a passage; None when it has no title, or no two sentences of 6 to 30 words without a link.
+
+    A passage without a title field is titled by its first line when that is short and ends like no sentence.
+    """
+    title, body = _title_and_body(passage)
+    if len(title.split()) not in _TITLE_WORDS:
+        return None
+    sentences = [" ".join(piece.split()) for piece in _SENTENCE_END.split(body)]
+    opening, *others = [*filter(_is_spoken, sentences)] or [""]
+    named = {word.casefold() for word in _WORD.findall(title)}
+    asked = tuple((left, whole) for whole in others if len((left := _without(whole, named)).split()) >= _LEAST_LEFT)
+    return Topic(passage.passage_id, title, opening, asked) if asked else None
+
+
+def _is_spoken(sentence: str) -> bool:
+    return len(sentence.split()) in _SENTENCE_WORDS and "://" not in sentence
+
+
+def _title_and_body(passage: Passage) -> tuple[str, str]:
+    title = " ".join(passage.title.replace("[SEP]", " ").split())
+    text = passage.text.strip()
+    if title:
+        return title, text.removeprefix(passage.title)
+    first, _, rest = text.partition("\n")
+    return ("", text) if first.rstrip().endswith((".", "!", "?", ":", ";", ",")) else (" ".join(first.split()), rest)
+
+
+def _without(sentence: str, named: set[str]) -> str:
+    """Return the sentence without the words that hold nothing but what was named."""
+    kept = [word for word in sentence.split() if not (found := _WORD.findall(word.casefold())) or not set(found) <= named]
+    return " ".join(kept)
+
+
+def read_passage_conversations(
+    source: PassageSource, corpus: Sequence[str], corpus_format: Literal["jsonl", "tsv"]
+) -> ConversationSet:
+    """Return the conversations that a source makes of the corpus; reads all of it once, holding only the sample.
+
+    Malformed rows of the corpus are passed over; preparing the corpus names and counts them.
+
+    Raises:
+        DataError: no passage can be a topic.
+        StorageError: a corpus file that does not exist or cannot be read.
+    """
+    files = input_files(corpus)
+    topics = _sampled_topics(source, files, corpus_format)
+    if not topics:
+        raise DataError(
+            f"data.train: no passage of the corpus ({files[0]}{' ...' if len(files) > 1 else ''}) has a title and two "
+            "sentences, so no conversation can be made of passages; leave the source with reader: passages out"
+        )
+    name = source.name or "passages"
+    qrels: Qrels = {}
+    conversations = []
+    for number, start in enumerate(range(0, len(topics), source.topics)):
+        turns: list[Turn] = []
+        for topic in topics[start : start + source.topics]:
+            turns += _turns(topic, f"{name}:{topic.passage_id}", len(turns), source.seed)
+            qrels[turns[-1].query_id] = {topic.passage_id: 1}
+        conversations.append(Conversation(f"{name}:{number}", tuple(turns), source.name or ""))
+    settings = {
+        "format": _FORMAT_VERSION,
+        "source": source.model_dump(mode="json"),
+        "corpus": input_fingerprint(files),
+        "corpus_format": corpus_format,
+    }
+    return ConversationSet(tuple(conversations), qrels, sha256_hex(canonical_json(settings).encode()))
+
+
+def _sampled_topics(source: PassageSource, files: Sequence[str], corpus_format: Literal["jsonl", "tsv"]) -> list[Topic]:
+    """Return the `source.sample` topics whose passage ids have the smallest hashes, ascending."""
+    kept: list[tuple[int, str, Topic]] = []  # a heap with the largest hash on top
+    chosen: set[str] = set()
+    for passage in _passages(files, corpus_format):
+        place = -_hash(source.seed, passage.passage_id)
+        if passage.passage_id in chosen or (len(kept) == source.sample and place <= kept[0][0]):
+            continue
+        topic = passage_topic(passage)
+        if topic is None:
+            continue
+        chosen.add(passage.passage_id)
+        item = (place, passage.passage_id, topic)
+        if len(kept) < source.sample:
+            heapq.heappush(kept, item)
+        else:
+            chosen.remove(heapq.heapreplace(kept, item)[1])
+    return [topic for _, _, topic in sorted(kept, key=lambda item: (-item[0], item[1]))]
+
+
+def _passages(files: Sequence[str], corpus_format: Literal["jsonl", "tsv"]) -> Iterator[Passage]:
+    for uri in files:
+        with open_input(uri) as stream:
+            for row in read_passages(stream, uri, corpus_format):
+                if isinstance(row, Passage):
+                    yield row
+
+
+def _turns(topic: Topic, prefix: str, before: int, seed: int) -> list[Turn]:
+    left, whole = topic.asked[_hash(seed, f"{topic.passage_id} sentence") % len(topic.asked)]
+    return [
+        Turn(f"{prefix}_1", before + 1, topic.title, topic.opening, topic.title),
+        Turn(f"{prefix}_2", before + 2, left, "", f"{topic.title} {whole}"),
+    ]
+
+
+def _hash(seed: int, text: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{text}".encode()).digest()[:8], "big")

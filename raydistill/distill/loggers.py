@@ -1,0 +1,121 @@
+"""Where training records go besides the run root: TensorBoard, Weights & Biases, MLflow. Rank 0 only; no Ray here.
+
+The packages are optional and imported when they are asked for; `check_loggers` finds a missing one before any worker
+starts. Secrets are read by the packages themselves from the environment and pass through nothing of ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from raydistill.config import LoggersConfig
+from raydistill.errors import ConfigError
+
+_PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
+_NOT_IN_MLFLOW_NAMES = re.compile(r"[^A-Za-z0-9_\-. /]")
+
+
+class TrainingLogger(Protocol):
+    """One destination of records."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Take the numbers of an optimizer step."""
+
+    def close(self) -> None:
+        """Send what is left; nothing is logged afterwards."""
+
+
+def check_loggers(config: LoggersConfig) -> None:
+    """Raise ConfigError when a destination is asked for whose package is not installed."""
+    for field, package in _PACKAGES.items():
+        if getattr(config, field) and find_spec(package) is None:
+            off = "false" if field == "tensorboard" else "null"
+            raise ConfigError(
+                f"train.loggers.{field} needs the package {package}, which is not installed; pip install {package} on every "
+                f"machine, or set train.loggers.{field} to {off}"
+            )
+
+
+def open_loggers(
+    config: LoggersConfig, run: str, identity: str, settings: Mapping[str, Any], folder: Path
+) -> list[TrainingLogger]:
+    """Return the destinations that the configuration asks for.
+
+    Args:
+        run: name of the run. identity: of the training; a resumed training continues the same W&B run by it.
+        settings: of the training, JSON-able, shown beside the curves.
+        folder: an existing local folder for event files.
+    """
+    loggers: list[TrainingLogger] = []
+    if config.tensorboard:
+        loggers.append(_TensorBoard(folder))
+    if config.wandb:
+        loggers.append(_WeightsAndBiases(config.wandb, run, identity, settings, folder))
+    if config.mlflow:
+        loggers.append(_Mlflow(config.mlflow.uri, config.mlflow.experiment, run, identity, settings))
+    return loggers
+
+
+def log_record(loggers: Sequence[TrainingLogger], record: Mapping[str, Any], prefix: str) -> None:
+    """Hand a record's numbers, named prefix/field, to all destinations; its "step" is the optimizer step."""
+    values = {
+        f"{prefix}/{name}": float(value)
+        for name, value in record.items()
+        if name != "step" and isinstance(value, (int, float))
+    }
+    for logger in loggers:
+        logger.log(values, int(record["step"]))
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, project: str, run: str, identity: str, settings: Mapping[str, Any], folder: Path) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=project, name=run, id=identity, resume="allow", config=dict(settings), dir=str(folder)
+        )
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _Mlflow:
+    def __init__(self, uri: str, experiment: str, run: str, identity: str, settings: Mapping[str, Any]) -> None:
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient(tracking_uri=uri)
+        found = self._client.get_experiment_by_name(experiment)
+        number = self._client.create_experiment(experiment) if found is None else found.experiment_id
+        tags = {"mlflow.runName": run, "raydistill.training": identity}
+        self._run = self._client.create_run(number, tags=tags).info.run_id
+        for name, value in settings.items():
+            self._client.log_param(self._run, name, value)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._client.log_metric(self._run, _NOT_IN_MLFLOW_NAMES.sub("_at_", name), value, step=step)
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)

@@ -1,0 +1,60 @@
+"""Checks that cost seconds, before anything that costs hours: inputs, store, models, loggers, and room on the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from raydistill.actor_pool import require_resources, require_shared_root
+from raydistill.config import DistillConfig, LearnedDocumentsConfig, RecordedTeacherConfig
+from raydistill.distill.loggers import check_loggers
+from raydistill.encoders.documents import check_positions, load_term_counter
+from raydistill.errors import ConfigError
+from raydistill.inputs import RunInputs
+from raydistill.storage.files import input_files
+from raydistill.storage.probe import check_root
+
+
+def check_inputs(config: DistillConfig, inputs: RunInputs) -> None:
+    """Raise when an input is missing or malformed, the store is unfit, a model cannot be loaded or a package is missing."""
+    check_root(config.root)
+    check_loggers(config.train.loggers)
+    input_files(config.data.corpus)
+    inputs.check()
+    load_term_counter(config.student)
+    check_positions(config.student)
+    if isinstance(config.index.documents, LearnedDocumentsConfig):
+        _check_learned(config.index.documents, config.student.head)
+
+
+def check_workers(config: DistillConfig, stages: Collection[str]) -> None:
+    """Raise ResourceError when the connected cluster can never hold the workers of one of the stages.
+
+    Shards decide how many actors the other stages start, so one must fit; the training stages need all of theirs.
+    """
+    require_shared_root(config.root)
+    documents = config.index.documents
+    if "teach" in stages:
+        for teacher in config.teachers:
+            if not isinstance(teacher, RecordedTeacherConfig):
+                require_resources(teacher.workers.model_copy(update={"actors": 1}), f"teachers.{teacher.name}")
+    for stage, workers in (
+        ("index", config.index.workers),
+        ("score", config.score.workers),
+        ("evaluate", config.evaluate.workers),
+    ):
+        if stage in stages:
+            require_resources(workers.model_copy(update={"actors": 1}), stage)
+    if "train" in stages:
+        require_resources(config.train.workers, "train")
+    if "documents" in stages and isinstance(documents, LearnedDocumentsConfig):
+        require_resources(documents.training.workers, "documents")
+
+
+def _check_learned(documents: LearnedDocumentsConfig, student_head: str) -> None:
+    for run in documents.training.runs:
+        input_files([run.run, *([run.rewrites] if run.rewrites else [])])
+    if documents.starts_student and documents.head != student_head:
+        raise ConfigError(
+            f"index.documents.starts_student is true, but index.documents.head is {documents.head} and student.head is "
+            f"{student_head}; give both the same head, or set index.documents.starts_student: false"
+        )

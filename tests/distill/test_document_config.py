@@ -1,0 +1,67 @@
+"""The configuration of a document encoder's training: what cannot work is refused with the field and the fix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from raydistill.config import DocumentTrainingConfig, LearnedDocumentsConfig, RecordedRunConfig, result_fields
+
+RUN = {"name": "splade", "run": "/run.trec"}
+
+
+def test_a_configuration_survives_its_own_text_form() -> None:
+    documents = LearnedDocumentsConfig.model_validate(
+        {
+            "model": "m",
+            "training": {
+                "runs": [RUN, {"name": "rewritten", "run": "/b.trec", "queries": "rewrites", "rewrites": "/b.jsonl"}],
+                "objective": "kld(teacher=recorded, tau=0.5) + 0.1*infonce(tau=4)",
+                "passage_regularisation": {"terms": "0.01*flops", "target": "l0<=120"},
+            },
+        }
+    )
+    assert LearnedDocumentsConfig.model_validate(documents.model_dump(mode="json")) == documents
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"own_queries": 0}, "neither runs nor own_queries"),
+        ({"runs": [RUN], "run_share": 0.0}, "run_share is 0"),
+        ({"runs": [RUN, RUN]}, "the name 'splade' is used twice"),
+        ({"objective": "kld(teacher=dense)"}, "objective names the teacher 'dense', but this training has lexical"),
+        ({"objective": "kld(teacher=recorded)"}, "recorded needs runs"),
+        ({"objective": "kld + rep_mse"}, "which no document training has"),
+        ({"passage_regularisation": {"target": "flops<=2"}}, "passage_regularisation may hold a target for l0 only"),
+        ({"query_regularisation": {"target": "l0<=20", "per_depth": True}}, "passages have no turn depth"),
+        ({"zero_stage": 3, "cache_gradients": False}, "cache_gradients is false"),
+    ],
+)
+def test_what_cannot_work_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        DocumentTrainingConfig.model_validate(fields)
+
+
+@pytest.mark.parametrize(("queries", "rewrites"), [("rewrites", None), ("last_turn", "/r.jsonl")])
+def test_rewrites_belong_to_runs_that_were_made_with_them(queries: str, rewrites: str | None) -> None:
+    with pytest.raises(ValidationError, match="a file of rewrites belongs to queries: rewrites"):
+        RecordedRunConfig.model_validate({**RUN, "queries": queries, "rewrites": rewrites})
+
+
+def test_how_a_result_is_computed_does_not_name_it() -> None:
+    settings = [
+        DocumentTrainingConfig.model_validate(fields)
+        for fields in ({}, {"chunk": 4, "cache_gradients": False, "workers": {"actors": 2}, "log_steps": 1}, {"steps": 7})
+    ]
+    assert result_fields(settings[0]) == result_fields(settings[1]) != result_fields(settings[2])
+
+
+def test_the_engine_is_asked_for_whole_chunks_on_every_worker() -> None:
+    training = DocumentTrainingConfig.model_validate(
+        {"global_batch": 5, "passages": 3, "chunk": 4, "workers": {"actors": 2}}
+    )
+    assert training.texts == 20
+    assert training.loop_settings().global_batch == 24

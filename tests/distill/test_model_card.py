@@ -1,0 +1,57 @@
+"""What a model card says."""
+
+from __future__ import annotations
+
+import yaml
+
+from raydistill.config_loading import build_config
+from raydistill.distill.model_card import model_card
+
+TREE = {
+    "run": "small",
+    "root": "file:///secret/place/runs",
+    "data": {
+        "corpus": ["/secret/place/corpus.jsonl.gz"],
+        "train": [
+            {"name": "clapnq", "conversations": "/secret/place/clapnq.jsonl"},
+            {"name": "made", "reader": "passages", "sample": 500},
+        ],
+        "test": {"conversations": "s3://secret/test.jsonl", "split": "dev"},
+    },
+    "teachers": [
+        {"engine": "recorded", "name": "human", "rewrites": "/secret/place/human.jsonl"},
+        {"engine": "transformers", "name": "llm", "model": "org/rewriter"},
+    ],
+    "student": {"model": "/secret/place/encoder", "text": {"answer_words": 60}},
+    "train": {
+        "objective": "0.9*kld(tau=2) + 0.1*infonce",
+        "regularisation": {"terms": "0.002*flops", "target": "l0<=25", "per_depth": True},
+    },
+}
+
+
+def test_a_card_states_data_teachers_objective_regularisation_and_text_form() -> None:
+    card = model_card(build_config(TREE))
+    for line in (
+        "| starting point | `encoder`, mlm head |",
+        "| training conversations | clapnq (clapnq.jsonl); made (conversations made of 500 passages) |",
+        "| passages | corpus.jsonl.gz; vectors: BM25 impacts (k1 0.9, b 0.4) |",
+        "| teachers (rewrites) | human (recorded); llm (`org/rewriter`, prompt zero-shot-v1); scores combined by mean |",
+        "| objective | `0.9*kld(tau=2) + 0.1*infonce` |",
+        "| regularisation | `0.002*flops`, driven to the target `l0<=25` at every turn depth |",
+        "| text | newest first, 256 tokens; of the history, 64 words of each question and 60 of each answer |",
+    ):
+        assert line in card
+    assert "secret" not in card
+    assert "None were taken" in card
+
+
+def test_a_card_shows_measures_where_there_are_some() -> None:
+    card = model_card(build_config(TREE), {"nDCG@10": 0.32149, "FLOPS": 1.84})
+    assert "On the test conversations (test.jsonl, split dev)" in card
+    assert "| nDCG@10 | 0.3215 |\n| FLOPS | 1.84 |" in card
+
+
+def test_the_header_is_yaml_between_dashes() -> None:
+    _, header, _ = model_card(build_config(TREE)).split("---\n", 2)
+    assert yaml.safe_load(header)["library_name"] == "sentence-transformers"

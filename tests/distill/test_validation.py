@@ -1,0 +1,92 @@
+"""Validation: measures over all judged turns, costs by depth, the best step, when to stop; loggers that may be missing."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raydistill.config import LoggersConfig, MlflowConfig, ValidationConfig
+from raydistill.conversations.records import Conversation, ConversationSet, Turn
+from raydistill.distill.loggers import check_loggers, log_record, open_loggers
+from raydistill.distill.validation import Progress, Validator
+from raydistill.encoders.batch import SparseBatch
+from raydistill.errors import ConfigError, TrainingError
+from raydistill.index.forward import document_share
+from raydistill.index.publish import IndexVersion
+from raydistill.index.search import open_searcher
+from raydistill.storage.artifacts import Artifact
+from tests.distill.conftest import TERMS
+
+Mined = tuple[Artifact, IndexVersion]
+
+
+def conversations(*qrels: dict[str, int]) -> ConversationSet:
+    turns = tuple(Turn(f"q{number}", number, "w1 w2", "w3") for number in range(1, len(qrels) + 1))
+    judged = {turn.query_id: grades for turn, grades in zip(turns, qrels, strict=True) if grades}
+    return ConversationSet((Conversation("c", turns),), judged, "f")
+
+
+def test_turns_are_searched_in_the_index_and_missing_ones_count_nothing(mined: Mined) -> None:
+    index = mined[1]
+    searcher, share = open_searcher(index), document_share(index)
+    found = conversations({"p7": 1}, {"p8": 1}, {}, {"p9": 1})
+    validator = Validator(ValidationConfig(measure="R@1", measures=("RR",), depth=5), found, searcher, share)
+    assert [turn.query_id for turn in validator.turns] == ["q1", "q2", "q4"]
+    # A passage's own vector finds it first; an empty vector finds nothing.
+    own = searcher.vectors(np.asarray([7, 8]))
+    empty = SparseBatch.from_rows([{}], len(TERMS))
+    values = validator.values(validator.search(SparseBatch.concatenate([own, empty])))
+    assert values["R@1"] == pytest.approx(2 / 3)
+    assert values["RR"] == pytest.approx(2 / 3)
+    assert values["l0"] == pytest.approx(8 / 3)
+    assert [values[f"l0_depth_{depth}"] for depth in (1, 2, 4)] == [4.0, 4.0, 0.0]
+    expected = [share[own.row(row)[0]].sum() for row in range(2)]
+    assert values["flops_depth_2"] == pytest.approx(expected[1])
+    assert values["flops"] == pytest.approx(sum(expected) / 3)
+
+
+def test_without_a_judged_turn_there_is_nothing_to_validate_on(mined: Mined) -> None:
+    with pytest.raises(TrainingError, match=r"no validation turn has a judgement.*data\.validation"):
+        Validator(ValidationConfig(), conversations({}), open_searcher(mined[1]), document_share(mined[1]))
+
+
+def test_the_best_step_is_the_first_of_the_highest_and_patience_counts_from_it() -> None:
+    progress = Progress()
+    news = [progress.add(step, value) for step, value in ((10, 0.2), (20, 0.4), (30, 0.4), (40, 0.3))]
+    assert news == [True, True, False, False]
+    assert (progress.best_step, progress.best_value) == (20, 0.4)
+    assert [progress.is_over(patience) for patience in (None, 3, 2)] == [False, False, True]
+    again = Progress.of(progress.state())
+    assert again == progress
+    assert again.add(50, 0.5)
+    assert not again.is_over(2)
+    assert Progress.of(Progress().state()) == Progress()
+
+
+def test_tensorboard_receives_every_number_of_a_record(tmp_path: Path) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+
+    loggers = open_loggers(LoggersConfig(tensorboard=True), "run", "f" * 16, {}, tmp_path)
+    log_record(loggers, {"step": 3, "loss": 0.5, "epoch": 1, "advice": "a sentence"}, "train")
+    for logger in loggers:
+        logger.close()
+    content = next(tmp_path.glob("events.*")).read_bytes()
+    found = {}
+    while content:
+        size = int.from_bytes(content[:8], "little")
+        event = Event.FromString(content[12 : 12 + size])
+        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        content = content[12 + size + 4 :]
+    assert found == {("train/loss", 3): 0.5, ("train/epoch", 3): 1.0}
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None or find_spec("mlflow") is not None, reason="the packages are installed")
+def test_a_logger_that_is_not_installed_is_refused_with_what_to_do() -> None:
+    check_loggers(LoggersConfig(tensorboard=True))
+    with pytest.raises(ConfigError, match=r"train\.loggers\.wandb needs the package wandb.*pip install wandb"):
+        check_loggers(LoggersConfig(wandb="project"))
+    with pytest.raises(ConfigError, match=r"train\.loggers\.mlflow needs the package mlflow.*to null"):
+        check_loggers(LoggersConfig(mlflow=MlflowConfig(uri="file:///x", experiment="e")))
