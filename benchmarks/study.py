@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from raydistill.cli import main as raydistill
-from raydistill.evaluation.evaluate import STUDENT
+from raydistill.evaluation.evaluate import STUDENT, load_metrics
 from raydistill.evaluation.significance import mean_interval
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.store import open_store
@@ -39,6 +39,8 @@ RELATIONS = (
     ("8 samples are better than 1", ("samples", "8"), ("samples", "1"), RECALL),
     ("16 samples are better than 8", ("samples", "16"), ("samples", "8"), RECALL),
     ("32 samples are better than 16", ("samples", "32"), ("samples", "16"), RECALL),
+    ("two teachers are better than mixtral alone", ("teacher", "both"), ("teacher", "mixtral"), RECALL),
+    ("two teachers are better than sonnet alone", ("teacher", "both"), ("teacher", "sonnet"), RECALL),
     ("70 samples are worse than 32", ("samples", "32"), ("samples", "70"), RECALL),
 )
 
@@ -59,6 +61,7 @@ def main() -> int:
     values = {trial["id"]: _per_query(study, trial) for trial in content["trials"] if not trial["failure"]}
     content["relations"] = _relations(content["trials"], values)
     content["sparsity"] = _sparsity(content["trials"], values)
+    content["systems"] = _systems(study, content["trials"])
     text = _markdown(content)
     print(text)
     if options.out:
@@ -117,6 +120,24 @@ def _sparsity(trials: list[dict[str, Any]], values: Mapping[str, Mapping[str, np
     return rows
 
 
+def _systems(study: Study, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what teachers and baselines reach on the same turns, searched the same way; [] when all trials failed."""
+    trial = next((trial for trial in trials if not trial["failure"]), None)
+    if trial is None:
+        return []
+    metrics = load_metrics(Artifact(study.base.root, "evaluation", "test", trial["evaluation"]))
+    return [
+        {
+            "system": system["name"],
+            **{measure: system["measures"][measure] for measure in (NDCG, RECALL)},
+            "flops": system["flops"]["mean"],
+            "l0": system["terms"]["mean"],
+        }
+        for system in metrics["systems"]
+        if system["role"] != "student"
+    ]
+
+
 def _markdown(content: Mapping[str, Any]) -> str:
     lines = ["| trial | nDCG@10 | R@100 | FLOPS | L0 | train s | front |", "|---|---|---|---|---|---|---|"]
     for trial in content["trials"]:
@@ -126,6 +147,10 @@ def _markdown(content: Mapping[str, Any]) -> str:
         cells = [f"{trial[name]:.3f} [{trial[f'{name} low']:.3f}, {trial[f'{name} high']:.3f}]" for name in (NDCG, RECALL)]
         cells += [f"{trial['flops']:.2f}", f"{trial['l0']:.1f}", f"{trial['training_seconds']:.0f}"]
         lines.append(f"| {trial['label']} | {' | '.join(cells)} | {'*' if trial['on_front'] else ''} |")
+    for system in content["systems"]:
+        found = [system[name] for name in (NDCG, RECALL)]
+        cells = [f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" for value in found]
+        lines.append(f"| ({system['system']}) | {' | '.join(cells)} | {system['flops']:.2f} | {system['l0']:.1f} | | |")
     lines += ["", "| relation | measure | difference [95 %] | holds | clear |", "|---|---|---|---|---|"]
     for row in content["relations"]:
         interval = f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"

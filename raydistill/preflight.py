@@ -29,7 +29,8 @@ def check_inputs(config: DistillConfig, inputs: RunInputs) -> None:
 def check_workers(config: DistillConfig, stages: Collection[str]) -> None:
     """Raise ResourceError when the connected cluster can never hold the workers of one of the stages.
 
-    Shards decide how many actors the other stages start, so one must fit; the training stages need all of theirs.
+    Shards decide how many actors the other stages start, so one must fit; the training stages need all of theirs, or
+    train.min_workers of them.
     """
     require_shared_root(config.root)
     documents = config.index.documents

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+import ray.train
 from ray.train.torch import TorchTrainer
 
 from raydistill import errors
@@ -19,6 +21,8 @@ from raydistill.errors import ConfigError, CorruptObjectError, DataError, Raydis
 from raydistill.progress import track
 
 _POLL_SECONDS = 1.0
+_AGREEMENT_SECONDS = 10.0
+"""How long a worker that cannot go on waits for the others to say the same, which most reasons make them do at once."""
 
 
 class ProgressBoard:
@@ -27,6 +31,7 @@ class ProgressBoard:
     def __init__(self) -> None:
         self._state: tuple[int, int, str] = (0, 0, "")
         self._failure: tuple[str, str] | None = None
+        self._failed = 0
 
     def write(self, step: int, steps: int, note: str) -> None:
         """Take the step reached, the number of all steps, and a short note."""
@@ -37,8 +42,13 @@ class ProgressBoard:
         return self._state
 
     def fail(self, kind: str, message: str) -> None:
-        """Take the type and the sentence of an error that no retry can mend."""
-        self._failure = (kind, message)
+        """Take the type and the sentence of a worker's error that no retry can mend; the first one's stays."""
+        self._failure = self._failure or (kind, message)
+        self._failed += 1
+
+    def failed(self) -> int:
+        """Return how many workers called `fail`."""
+        return self._failed
 
     def failure(self) -> tuple[str, str] | None:
         """Return what `fail` was told; None when nothing failed."""
@@ -54,12 +64,27 @@ def reporting_failures(work: Callable[[dict[str, Any]], None], loop_config: dict
     """Run a training worker's `work(loop_config)`; loop_config holds the "board".
 
     A wrong configuration and a diverged loss meet every worker alike and would meet every retry: they are handed to the
-    driver as data and the worker ends, where an exception would have Ray Train start the group again.
+    driver as data and the worker ends, where an exception would have Ray Train start the group again. What meets one
+    worker only (a model folder that its machine lacks, a damaged local file) is raised as well, for the others wait in a
+    collective for that worker: the exception ends them, and a group that is started again ends at once.
     """
+    board = loop_config["board"]
+    if ray.get(board.failure.remote()) is not None:
+        return
     try:
         work(loop_config)
     except (ConfigError, TrainingError, DataError, CorruptObjectError) as error:
-        ray.get(loop_config["board"].fail.remote(type(error).__name__, str(error)))
+        ray.get(board.fail.remote(type(error).__name__, str(error)))
+        if not _all_failed(board, ray.train.get_context().get_world_size()):
+            raise
+
+
+def _all_failed(board: Any, workers: int) -> bool:
+    """Wait a little for every worker to fail and return whether they did."""
+    deadline = time.monotonic() + _AGREEMENT_SECONDS
+    while (failed := ray.get(board.failed.remote())) < workers and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return bool(failed >= workers)
 
 
 def fit(trainer: TorchTrainer, board: Any, title: str) -> None:
@@ -77,13 +102,19 @@ def fit(trainer: TorchTrainer, board: Any, title: str) -> None:
             # Ray Train takes Ctrl-C for itself and exits with status 0.
             raise KeyboardInterrupt from None
         except Exception as error:
-            raise _training_error(error) from error
+            raise _reported(board) or _training_error(error) from error
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, before)
+    reported = _reported(board)
+    if reported is not None:
+        raise reported
+
+
+def _reported(board: Any) -> RaydistillError | None:
+    """Return the error that a worker told the board; None where none did."""
     failure = ray.get(board.failure.remote())
-    if failure is not None:
-        raise getattr(errors, failure[0])(failure[1])
+    return None if failure is None else getattr(errors, failure[0])(failure[1])
 
 
 def _training_error(error: Exception) -> RaydistillError:

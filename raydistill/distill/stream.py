@@ -158,6 +158,8 @@ class CandidateStream:
             table = self._table(group)
             for row in generator(self._seed, 0, "sample").permutation(len(table))[: number - len(found)]:
                 found.append(_mined_query(table, int(row)))
+            if len(found) == number:
+                break
         return found
 
     def _rows(self, position: int) -> Iterator[tuple[int, MinedQuery]]:
