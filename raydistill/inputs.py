@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import islice
 
 from raydistill.config import (
     IN_CONVERSATIONS,
@@ -17,7 +18,7 @@ from raydistill.config import (
 from raydistill.conversations.readers import read_conversations
 from raydistill.conversations.records import ConversationSet
 from raydistill.conversations.text import history_pairs
-from raydistill.conversations.training import read_training
+from raydistill.conversations.training import read_training, turn_identities
 from raydistill.errors import DataError
 from raydistill.storage.artifacts import fingerprint
 from raydistill.teachers.recorded import RecordedRewrites, known_nothing, recorded_rewrites
@@ -156,16 +157,19 @@ class RunInputs:
     def _check_ids(self) -> None:
         """Warn of turns in two sets; raise DataError where one id means two turns and rewrites are looked up by id."""
         test = {query.query_id: query.question for query in self.test.queries()}
+        known = {identity for each in self.test.conversations for _, own in turn_identities(each) for identity in own}
         for name, effect in (("train", "scores will flatter the student"), ("validation", "it is chosen by test turns")):
             found = self.all().get(name)
-            shared = [query for query in found.queries() if query.query_id in test] if found is not None else []
-            same = [query for query in shared if test[query.query_id] == query.question]
+            if found is None:
+                continue
+            turns = [pair for each in found.conversations for pair in islice(turn_identities(each), each.asked_before, None)]
+            same = sum(not known.isdisjoint(own) for _, own in turns)
             if same:
-                logger.warning("%d turns are in data.%s and in data.test: %s", len(same), name, effect)
-            if name == "train" and len(same) < len(shared) and self._recorded_teachers():
-                query_id = min(query.query_id for query in shared if test[query.query_id] != query.question)
+                logger.warning("%d turns are in data.%s and in data.test: %s", same, name, effect)
+            other = [turn.query_id for turn, _ in turns if test.get(turn.query_id, turn.question) != turn.question]
+            if name == "train" and other and self._recorded_teachers():
                 raise DataError(
-                    f"query id {query_id!r} names one turn in data.train and another in data.test, and recorded rewrites "
+                    f"query id {min(other)!r} names one turn in data.train and another in data.test, and recorded rewrites "
                     "are found by id; set prefix_ids: true in one of the sources, or give their turns ids of their own"
                 )
 

@@ -46,7 +46,7 @@ def check_workers(config: DistillConfig, stages: Collection[str]) -> None:
         if stage in stages:
             require_resources(workers.model_copy(update={"actors": 1}), stage)
     if "train" in stages:
-        require_resources(config.train.workers, "train")
+        require_resources(config.train.fewest_workers, "train")
     if "documents" in stages and isinstance(documents, LearnedDocumentsConfig):
         require_resources(documents.training.workers, "documents")
 

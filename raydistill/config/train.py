@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -68,6 +69,16 @@ class MlflowConfig(Section):
     """Tracking URI, such as https://mlflow.example.org or file:///path."""
     experiment: str
 
+    @field_validator("uri")
+    @classmethod
+    def _without_secrets(cls, uri: str) -> str:
+        if "@" in urlsplit(uri).netloc:
+            raise ValueError(
+                "holds a user name or a password, and configurations are stored in the run root; take it out and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+            )
+        return uri
+
 
 class LoggersConfig(Section):
     """Where training records go besides the run root. Secrets come from the environment only, never from here."""
@@ -124,6 +135,11 @@ class TrainConfig(Section):
     min_workers: Operational[PositiveInt | None] = None
     """Fewest workers that training goes on with when nodes are lost, from the last checkpoint and with the same global
     batch; None insists on workers.actors."""
+
+    @property
+    def fewest_workers(self) -> WorkerConfig:
+        """The workers without which no training can start."""
+        return self.workers if self.min_workers is None else self.workers.model_copy(update={"actors": self.min_workers})
 
     @model_validator(mode="after")
     def _devices_fit(self) -> TrainConfig:

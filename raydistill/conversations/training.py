@@ -7,13 +7,13 @@ all training sources; a source whose file reuses another's ids is read with `pre
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from raydistill.config import ConversationSource, DataConfig, PassageSource, ValidationShare
 from raydistill.conversations.pseudo import read_passage_conversations
 from raydistill.conversations.readers import read_conversations
-from raydistill.conversations.records import Conversation, ConversationSet
+from raydistill.conversations.records import Conversation, ConversationSet, Turn
 from raydistill.errors import DataError
 from raydistill.storage.hashing import canonical_json, sha256_hex
 
@@ -21,7 +21,8 @@ from raydistill.storage.hashing import canonical_json, sha256_hex
 def read_training(data: DataConfig) -> tuple[ConversationSet, ConversationSet | None]:
     """Return the conversations to train on, of all sources in their order, and those of validation (None without any).
 
-    Held-out conversations are not trained on, nor is a training conversation that holds a turn of a validation source.
+    Held-out conversations are not trained on, nor is a training conversation that holds a turn of one of them, whatever
+    its ids (see `turn_identities`).
 
     Raises:
         DataError: a query id in two training sources; nothing to hold out or nothing left; and as `read_conversations`.
@@ -35,13 +36,28 @@ def read_training(data: DataConfig) -> tuple[ConversationSet, ConversationSet | 
         made = {source.name or "" for source in data.train if isinstance(source, PassageSource)}
         return _share_held_out(found, validation.share, made)
     own = read_conversations(validation, data.reader, data.max_bad_rows)
-    questions = {query.query_id: query.question for query in own.queries()}
-
-    def is_in_validation(conversation: Conversation) -> bool:
-        return any(questions.get(turn.query_id) == turn.question for turn in conversation.turns)
-
-    held_out = {_group(each) for each in found.conversations if is_in_validation(each)}
+    shares = _sharing(own.conversations)
+    held_out = {_group(each) for each in found.conversations if shares(each)}
     return _chosen(found, lambda each: _group(each) not in held_out, ["without", own.fingerprint]), own
+
+
+def turn_identities(conversation: Conversation) -> Iterator[tuple[Turn, set[tuple[str, str]]]]:
+    """Yield every turn with what it is recognised by in another set of conversations; equal in one of them is the same.
+
+    By query id and question; and by all that the user said so far, white space and case apart, from the second turn on
+    (first questions are often alike by chance). So a conversation is recognised under other ids too, as `prefix_ids`
+    gives it.
+    """
+    digest = hashlib.sha256()
+    for position, turn in enumerate(conversation.turns):
+        digest.update(" ".join(turn.question.casefold().split()).encode() + b"\0")
+        yield turn, {(turn.query_id, turn.question), *([("", digest.hexdigest())] if position else [])}
+
+
+def _sharing(conversations: Iterable[Conversation]) -> Callable[[Conversation], bool]:
+    """Return whether a conversation has a turn that one of these has."""
+    known = {identity for each in conversations for _, own in turn_identities(each) for identity in own}
+    return lambda conversation: any(not known.isdisjoint(own) for _, own in turn_identities(conversation))
 
 
 def _read(source: ConversationSource | PassageSource, data: DataConfig) -> ConversationSet:
@@ -90,14 +106,16 @@ def _share_held_out(found: ConversationSet, share: float, made: set[str]) -> tup
             "a training source, or name a validation source"
         )
     held_out = set(sorted(groups, key=_group_hash)[: max(1, round(share * len(groups)))])
-    if all(_group(each) in held_out for each in found.conversations):
+    shares = _sharing(each for each in found.conversations if _group(each) in held_out)
+    left_out = {_group(each) for each in found.conversations if shares(each)}
+    if all(_group(each) in left_out for each in found.conversations):
         raise DataError(
             f"data.validation.share is {share:g}, which holds out all of the {len(groups)} training conversations; lower "
             "it, or add conversations"
         )
     label = ["share", share]
     return (
-        _chosen(found, lambda each: _group(each) not in held_out, [*label, "train"]),
+        _chosen(found, lambda each: _group(each) not in left_out, [*label, "train"]),
         replace(_chosen(found, lambda each: _group(each) in held_out, [*label, "validation"]), quarantined=()),
     )
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from raydistill.config import StudentConfig, TrainConfig
+from raydistill.config import StudentConfig, TrainConfig, ValidationConfig
 from raydistill.conversations.text import history_pairs, student_text
 from raydistill.distill.checkpoints import Catalogue, Checkpoint, write_state, write_tensors
 from raydistill.distill.engine import (
@@ -119,8 +119,10 @@ class Trainer:
         self.progress = Progress()
         self.preempted = False
         self._has_warned = False
+        # Settings of a validation that does not take place change nothing: a checkpoint stays good when they change.
+        counting = config if validator is not None else config.model_copy(update={"validation": ValidationConfig()})
         self._fingerprint = fingerprint(
-            "training state", 1, {"student": student, "train": config}, {"queries": str(stream.queries)}
+            "training state", 1, {"student": student, "train": counting}, {"queries": str(stream.queries)}
         )
         torch.manual_seed(config.seed)
         model = self._starting_model()

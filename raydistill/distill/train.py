@@ -83,7 +83,7 @@ def train(
         return student
     check_loggers(config.train.loggers)
     workers, fewest = config.train.workers, config.train.min_workers
-    require_resources(workers if fewest is None else workers.model_copy(update={"actors": fewest}), "train")
+    require_resources(config.train.fewest_workers, "train")
     board = start_board()
     settings = {
         "config": config.model_dump(mode="json"),
@@ -212,18 +212,18 @@ def _train_in(
     if place.rank == 0:
         recorder = _recorder(config, settings, trainer.step, trainer.steps, board, folder)
 
+    uploads = _Uploads()
+
     def save_checkpoint(step: int, current: Trainer) -> None:
         written = tempfile.mkdtemp(prefix="raydistill-checkpoint-")
         current.save(Path(written))
         if recorder is not None:
             recorder.write()
         best.checkpointed(current.progress.best_step)
-        # Uploaded while training goes on, unless there may be nothing to go on with.
-        mode = CheckpointUploadMode.SYNC if current.preempted else CheckpointUploadMode.ASYNC
         ray.train.report(
             {"step": step},
             checkpoint=ray.train.Checkpoint.from_directory(written),
-            checkpoint_upload_mode=mode,
+            checkpoint_upload_mode=uploads.mode(Path(written), at_once=current.preempted),
             delete_local_checkpoint_after_upload=True,
         )
 
@@ -269,6 +269,24 @@ def _recorder(
     show(first_step, "")
     store, log_steps = open_store(config.root), config.train.log_steps
     return Recorder(store, settings["training_prefix"], log_steps, steps, first_step, show, loggers, events)
+
+
+class _Uploads:
+    """Decides which checkpoints of this worker are uploaded while training goes on.
+
+    At most one is on its way at a time: where storage is slower than training, training waits, and neither local disk
+    fills with checkpoints nor do the best parameters (see training_files) run ahead of what can be resumed from.
+    """
+
+    def __init__(self) -> None:
+        self._last: Path | None = None
+
+    def mode(self, written: Path, at_once: bool) -> CheckpointUploadMode:
+        """Return how to upload the checkpoint in a local folder, which its upload deletes; `at_once`: wait for it."""
+        # Ray uploads in order, so what is uploaded synchronously comes after all before it.
+        waits = at_once or (self._last is not None and self._last.exists())
+        self._last = written
+        return CheckpointUploadMode.SYNC if waits else CheckpointUploadMode.ASYNC
 
 
 class _PreemptionNotice:

@@ -141,7 +141,7 @@ def _trial_result(config: DistillConfig, on: str) -> dict[str, Any]:
         chain.record_config()
         student = chain.train()
         found, rewrites = _measured_on(chain, on)
-        evaluate(config, list(found.queries()), found.qrels, rewrites, chain.index(), student, config.root)
+        evaluate(chain.settled, list(found.queries()), found.qrels, rewrites, chain.index(), student, config.root)
     except RaydistillError as error:
         return {"failure": str(error)}
     except Exception as error:  # one trial's defect must not cost the others; its reason goes into the table
@@ -161,11 +161,11 @@ def _measured_on(chain: Chain, on: str) -> tuple[ConversationSet, dict[str, Arti
 def _finished(trial: Trial, before: Chain, on: str) -> Artifact | None:
     """Return the evaluation of a trial if it is there, given the chain of what comes before training."""
     index = before.index()
-    student = Chain(trial.config).planned_rounds(before.teach()["train"], index)[-1].student
+    chain = Chain(trial.config)
+    student = chain.planned_rounds(before.teach()["train"], index)[-1].student
     found, rewrites = _measured_on(before, on)
-    config = trial.config
     queries = list(found.queries())
-    evaluation = evaluation_artifact(config, queries, found.qrels, rewrites, index, student, config.root)
+    evaluation = evaluation_artifact(chain.settled, queries, found.qrels, rewrites, index, student, trial.config.root)
     return evaluation if evaluation.find_manifest() is not None else None
 
 
