@@ -81,11 +81,12 @@ def _run_stages(options: argparse.Namespace) -> int:
 
 
 def _run_study(options: argparse.Namespace) -> int:
-    from raydistill.tuning.study import plan_text, run_study
+    from raydistill.tuning.study import check_study, plan_text, run_study
     from raydistill.tuning.trials import load_study
 
     study = load_study(options.config, options.overrides)
     if options.dry_run:
+        check_study(study)
         Console(soft_wrap=True).print("\n".join(plan_text(study)), highlight=False, markup=False)
     else:
         run_study(study)

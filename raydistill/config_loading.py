@@ -13,13 +13,31 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from raydistill.config import CommandLineValue, DistillConfig
+from raydistill.config import (
+    CommandLineValue,
+    ConversationSource,
+    DistillConfig,
+    LearnedDocumentsConfig,
+    LexicalDocumentsConfig,
+    PassageSource,
+    RecordedTeacherConfig,
+    SpladeDocumentsConfig,
+    TransformersTeacherConfig,
+    ValidationShare,
+)
 from raydistill.errors import ConfigError
 
-# Names that pydantic puts into an error's place for the member of a union that was tried.
-_MEMBERS = frozenset(
-    ("recorded", "transformers", "lexical", "splade", "learned", "conversation source", "passage source", "validation share")
-)
+# Names that pydantic puts into an error's place for the member of a union that was tried, and which section each is.
+_MEMBERS: dict[str, type[BaseModel]] = {
+    "recorded": RecordedTeacherConfig,
+    "transformers": TransformersTeacherConfig,
+    "lexical": LexicalDocumentsConfig,
+    "splade": SpladeDocumentsConfig,
+    "learned": LearnedDocumentsConfig,
+    "conversation source": ConversationSource,
+    "passage source": PassageSource,
+    "validation share": ValidationShare,
+}
 M = TypeVar("M", bound=BaseModel)
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -33,7 +51,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DistillConfi
     Raises ConfigError naming file, field, value and what would be right.
     """
     path = Path(path).expanduser().absolute()
-    return build_config(read_tree(path), overrides, folder=path.parent, place=str(path))
+    tree = read_tree(path)
+    if "tune" in tree and "base" in tree:
+        raise ConfigError(f"{path} is a study; run it with `raydistill tune`, or name its base here")
+    return build_config(tree, overrides, folder=path.parent, place=str(path))
 
 
 def read_tree(path: Path) -> dict[str, Any]:
@@ -64,6 +85,12 @@ def build_config(
     empty = [name for name, value in variables.items() if value is None or value == ""]
     if empty:
         raise ConfigError(f"{place}: vars.{empty[0]} has no value; give it one")
+    defined = tree.get("vars") or {}
+    unused = sorted(set(variables) - set(defined) - set(_VARIABLE.findall(json.dumps(merged))))
+    if unused:
+        close = difflib.get_close_matches(unused[0], defined, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "leave it out"
+        raise ConfigError(f"{place}: nothing uses vars.{unused[0]}, so it would change nothing; {hint}")
     return validated(DistillConfig, _substitute(merged, variables, place), folder, place)
 
 
@@ -75,7 +102,7 @@ def validated(kind: type[M], tree: Any, folder: Path | None, place: str) -> M:
     try:
         return kind.model_validate(tree, context={"folder": folder})
     except ValidationError as error:
-        raise ConfigError(f"{place}: " + "; ".join(_sentence(problem, kind) for problem in error.errors())) from None
+        raise ConfigError(f"{place}: " + "; ".join(_sentence(problem, kind) for problem in _causes(error))) from None
 
 
 def set_field(tree: dict[str, Any], dotted: str, value: Any, place: str) -> None:
@@ -112,6 +139,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 def _child(node: Any, key: str, dotted: str, place: str) -> Any:
     if isinstance(node, list):
         return node[_position(node, key, place)]
+    if key == "0" and key not in node:
+        return node  # a single item stands for a list of one
     if node.get(key) is None:
         node[key] = {}
     if not isinstance(node[key], (dict, list)):
@@ -154,37 +183,73 @@ def _substitute(node: Any, variables: Mapping[str, Any], place: str) -> Any:
     return kind(_VARIABLE.sub(lambda match: str(variables[match[1]]), node))
 
 
+def _causes(error: ValidationError) -> list[Any]:
+    """Return the problems of an error without those that follow from others: a list is short by its bad items."""
+    problems: list[Any] = list(error.errors())
+    places = [problem["loc"] for problem in problems]
+    return [
+        problem
+        for problem in problems
+        if problem["type"] != "too_short"
+        or not any(len(place) > len(problem["loc"]) and place[: len(problem["loc"])] == problem["loc"] for place in places)
+    ]
+
+
 def _sentence(problem: Any, root: type[BaseModel]) -> str:
-    parts = [part for part in problem["loc"] if part not in _MEMBERS]
-    field = ".".join(str(part) for part in parts) or "configuration"
-    if problem["type"] == "extra_forbidden":
-        siblings = _field_names(parts[:-1], root)
+    place = problem["loc"]
+    parts = [part for part in place if part not in _MEMBERS]
+    field, kind, context = ".".join(str(part) for part in parts), problem["type"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        siblings = _field_names(place[:-1], root)
         close = difflib.get_close_matches(str(parts[-1]), siblings, n=1, cutoff=0.7)
         hint = f"did you mean {close[0]!r}?" if close else f"the fields here are {', '.join(siblings)}"
         return f"{field}: there is no such field; {hint}"
-    if problem["type"] == "union_tag_invalid":
-        tag, expected = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "")
-        return f"{field}.{problem['ctx']['discriminator'].strip(chr(39))}: {tag!r} is none of {expected}"
-    if problem["type"] in ("tuple_type", "list_type"):
+    if kind == "union_tag_invalid":
+        expected = context["expected_tags"].replace("'", "")
+        return f"{field}.{context['discriminator'].strip(chr(39))}: {context['tag']!r} is none of {expected}"
+    if kind == "union_tag_not_found":
+        name = context["discriminator"].strip(chr(39))
+        return f"{field}.{name}: this field is required; add {name}: {' or '.join(_tags(place, root))}"
+    if kind in ("tuple_type", "list_type"):
         return f"{field}: must be a list, such as [{problem['input']}]"
-    if problem["type"] == "missing":
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        names = _field_names(place, root)
+        return f"{field}: must be a section with fields ({', '.join(names)}); the value is {problem['input']!r}"
+    if kind == "missing":
         return f"{field}: this field is required; add it"
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error" and len(str(problem["input"])) > 80:
+    if kind == "too_short":
+        message = f"must hold at least {context['min_length']}"
+    if kind == "string_pattern_mismatch":
+        message = "must be a name: up to 63 letters, digits, '.', '_' and '-', the first a letter or a digit"
+    if not field:
+        return str(message)  # of the whole configuration: it names its fields itself
+    # A section's values would only repeat what the sentence says.
+    if kind == "value_error" and (isinstance(problem["input"], dict) or len(str(problem["input"])) > 80):
         return f"{field}: {message}"
     return f"{field}: {message}; the value is {problem['input']!r}"
 
 
 def _field_names(path: Sequence[Any], root: type[BaseModel]) -> list[str]:
-    """Return the field names of the section at a path of names and positions from the root."""
+    """Return the field names of the section at a path of names, members of unions and positions from the root."""
+    return sorted({name for model in _sections(path, root) for name in model.model_fields})
+
+
+def _tags(path: Sequence[Any], root: type[BaseModel]) -> list[str]:
+    """Return the names of the union's members at a path."""
+    sections = _sections(path, root)
+    return [name for name, model in _MEMBERS.items() if model in sections]
+
+
+def _sections(path: Sequence[Any], root: type[BaseModel]) -> list[type[BaseModel]]:
     models: list[type[BaseModel]] = [root]
     for part in path:
-        if isinstance(part, int):
-            continue
-        fields = [model.model_fields[part] for model in models if part in model.model_fields]
-        models = [inner for field in fields for inner in _models_in(field.annotation)]
-    names = [name for model in models for name in model.model_fields]
-    return sorted(set(names))
+        if part in _MEMBERS:
+            models = [_MEMBERS[part]]
+        elif not isinstance(part, int):
+            fields = [model.model_fields[part] for model in models if part in model.model_fields]
+            models = [inner for field in fields for inner in _models_in(field.annotation)]
+    return models
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -12,6 +12,8 @@ from raydistill.config import (
     IN_CONVERSATIONS,
     ConversationSource,
     DistillConfig,
+    InfoNce,
+    MarginMse,
     RecordedTeacherConfig,
     TeacherConfig,
 )
@@ -141,8 +143,20 @@ class RunInputs:
                 f"train.objective names the teacher {idle[0]!r}, which has a rewrite of no training turn; take another, or "
                 "add its rewrites"
             )
+        self._check_gold()
         if len(self._recorded_teachers()) == len(self._config.teachers):
             self._check_coverage()
+
+    def _check_gold(self) -> None:
+        """Raise DataError where a term of the objective learns from gold passages and no training turn has one."""
+        if any(grade > 0 for grades in self.train.qrels.values() for grade in grades.values()):
+            return
+        for _, term in self._config.train.objective.terms:
+            if isinstance(term, InfoNce) or (isinstance(term, MarginMse) and term.pairs == "gold"):
+                raise DataError(
+                    f"train.objective has {term}, which learns from gold passages, and no training turn has one; add qrels "
+                    "to a source of data.train, or leave the term out"
+                )
 
     def _check_judgements(self) -> None:
         data = self._config.data

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from raydistill.actor_pool import require_resources, require_shared_root
-from raydistill.config import DistillConfig, LearnedDocumentsConfig, RecordedTeacherConfig
+from raydistill.config import (
+    DistillConfig,
+    DocumentsConfig,
+    LearnedDocumentsConfig,
+    LexicalDocumentsConfig,
+    RecordedTeacherConfig,
+    SpladeDocumentsConfig,
+    StudentConfig,
+)
 from raydistill.distill.loggers import check_loggers
-from raydistill.encoders.documents import check_positions, load_term_counter
+from raydistill.encoders.documents import check_positions, check_vocabulary, load_term_counter
 from raydistill.errors import ConfigError
 from raydistill.inputs import RunInputs
 from raydistill.storage.files import input_files
@@ -22,8 +30,10 @@ def check_inputs(config: DistillConfig, inputs: RunInputs) -> None:
     inputs.check()
     load_term_counter(config.student)
     check_positions(config.student)
-    if isinstance(config.index.documents, LearnedDocumentsConfig):
-        _check_learned(config.index.documents, config.student.head)
+    documents = config.index.documents
+    if isinstance(documents, LearnedDocumentsConfig):
+        _check_learned(documents, config.student.head)
+    _check_starts(config.student, documents)
 
 
 def check_workers(config: DistillConfig, stages: Collection[str]) -> None:
@@ -49,6 +59,28 @@ def check_workers(config: DistillConfig, stages: Collection[str]) -> None:
         require_resources(config.train.fewest_workers, "train")
     if "documents" in stages and isinstance(documents, LearnedDocumentsConfig):
         require_resources(documents.training.workers, "documents")
+
+
+def _check_starts(student: StudentConfig, documents: DocumentsConfig) -> None:
+    """Raise ConfigError when the student or the document encoder cannot be made of the model that it starts from."""
+    # Imported here: the driver needs torch for nothing else.
+    from raydistill.encoders.checkpoint import check_start
+
+    if not isinstance(documents, LexicalDocumentsConfig):
+        check_vocabulary(documents, student)
+    if isinstance(documents, SpladeDocumentsConfig):
+        read_as = {
+            "model": documents.model,
+            "revision": documents.revision,
+            "trust_remote_code": documents.trust_remote_code,
+        }
+        check_start(StudentConfig(**read_as), "index.documents")
+    elif isinstance(documents, LearnedDocumentsConfig):
+        check_start(documents.starting_model(), "index.documents")
+        if documents.starts_student:
+            trained = {"model": documents.model, "revision": documents.revision}
+            student = student.model_copy(update={**trained, "trust_remote_code": documents.trust_remote_code})
+    check_start(student)
 
 
 def _check_learned(documents: LearnedDocumentsConfig, student_head: str) -> None:

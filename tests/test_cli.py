@@ -69,6 +69,29 @@ def test_a_missing_student_is_named_before_ray_starts(refused: Run) -> None:
     assert "student.model: the folder '/nowhere' does not exist" in refused("student.model=/nowhere")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["student.freeze.layers=99"], "student.freeze.layers is 99, but the model has"),
+        (["student.lora.targets=[nosuch]"], "student.lora.targets is ('nosuch',), which fits no module of"),
+        (["student.head=decoder"], "could not be loaded as AutoModelForCausalLM"),
+        (
+            ["index.documents={kind: splade, model: 'package:raydistill/demo/models/teacher-small'}"],
+            "models/teacher-small' could not be loaded as AutoModelForMaskedLM",
+        ),
+    ],
+)
+def test_a_model_that_cannot_do_what_is_asked_is_refused_before_ray_starts(
+    refused: Run, overrides: list[str], sentence: str
+) -> None:
+    assert sentence in refused(*overrides)
+
+
+def test_an_objective_that_learns_from_gold_passages_needs_some(refused: Run) -> None:
+    error = refused("data.train.qrels=", "train.objective=0.9*kld + 0.1*infonce")
+    assert "train.objective has infonce, which learns from gold passages, and no training turn has one" in error
+
+
 def test_an_empty_conversation_is_named_by_file_and_line(refused: Run, data: Path) -> None:
     path = data / "conversations.jsonl"
     record = json.loads(path.read_text().splitlines()[2])

@@ -86,7 +86,7 @@ def test_a_dumped_configuration_loads_as_an_equal_one(config_file: Path, tmp_pat
         ("data.validation={share: 1.0}", "data.validation.share: Input should be less than 1"),
         ("data.validation={shares: 0.1}", "data.validation.shares: there is no such field"),
         ("rounds=0", "rounds: Input should be greater than 0"),
-        ("teachers.human.rewrites=[]", "teachers.0.rewrites: Value should have at least 1 item"),
+        ("teachers.human.rewrites=[]", "teachers.0.rewrites: must hold at least 1"),
         ("train.epochs=-1", "train.epochs: Input should be greater than 0"),
         ("evaluate.measures=[nDGC@3]", "'nDGC@3' is no ir_measures name"),
         ("index.documents={kind: splade}", "index.documents.model: this field is required"),
@@ -107,6 +107,30 @@ def test_a_dumped_configuration_loads_as_an_equal_one(config_file: Path, tmp_pat
         ("vars.data=", "vars.data has no value"),
         ("train.epochs", "must have the form section.field=value"),
         ("run.name=x", "run is a plain value and has no fields"),
+        ("vars.dat=x", "nothing uses vars.dat, so it would change nothing; did you mean 'data'?"),
+        ("run=a b", "run: must be a name: up to 63 letters"),
+        ("train=", "train: must be a section with fields (checkpoint_steps, combine,"),
+        ("data.validation=0.2", "data.validation: must be a section with fields ("),
+        ("data.validation={share: 0.2, conversations: /x}", "there is no such field; the fields here are share"),
+        (
+            "index.documents={kind: learned, model: m, k1: 3}",
+            "index.documents.k1: there is no such field; the fields here are",
+        ),
+        ("teachers=[{name: a}]", "teachers.0.engine: this field is required; add engine: recorded or transformers"),
+        ("train.objective=0.9 kld", "expected * after the weight 0.9"),
+        ("train.objective=KLD", "did you mean 'kld'?"),
+        ("train.objective=0.9*kld +", "there is no term after the last +"),
+        ("train.objective=kld(tau=1", "the bracket is never closed"),
+        ("train.sampling.policy=5", "train.sampling.policy: must be text, such as uniform"),
+        ("train.sampling.policy=window(first=3001, last=4000)", "so the window is empty; lower first or raise score.top_k"),
+        ("train.sampling.batches=source", "data.train has one source only, so it would change nothing"),
+        ("train.regularisation.target=25", "train.regularisation.target: must be text, such as l0<=25"),
+        ("train.regularisation.target=l0<=0.5", "leaves queries without a term; the bound must be at least 1"),
+        ("student.lora.targets=q_proj", "student.lora.targets: must be a list of names, such as [q_proj], or all-linear"),
+        ("train.validation.every_steps=3", "train.validation is set and data.validation is not"),
+        ("train.head_learning_rate=0.1", "the head mlm has no parameters of its own"),
+        ("train.dropout=1.0", "train.dropout: Input should be less than 1"),
+        ("train.max_failures=-2", "train.max_failures: Input should be greater than or equal to -1"),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_field_and_fix(config_file: Path, override: str, sentence: str) -> None:
@@ -114,6 +138,23 @@ def test_a_mistake_is_one_sentence_that_names_field_and_fix(config_file: Path, o
         load_config(config_file, [override])
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_bad_item_does_not_make_its_list_short(config_file: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(config_file, ["teachers=[{engine: recorded, name: a}]"])
+    assert str(caught.value).endswith("teachers.0.rewrites: this field is required; add it")
+
+
+def test_a_variable_of_the_file_may_lose_its_use_to_an_override(config_file: Path) -> None:
+    assert load_config(config_file, ["data.corpus=[/c.jsonl]", "data.train.conversations=/t.jsonl"]).data.corpus == (
+        "/c.jsonl",
+    )
+
+
+def test_a_single_training_source_is_number_0_of_the_list_that_it_stands_for(config_file: Path) -> None:
+    (source,) = load_config(config_file, ["data.train.0.split=dev"]).data.train
+    assert source == load_config(config_file, ["data.train.split=dev"]).data.train[0]
 
 
 def test_training_data_is_one_source_or_a_list_and_rewrites_one_place_or_a_list(config_file: Path, tmp_path: Path) -> None:

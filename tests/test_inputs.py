@@ -123,6 +123,21 @@ def test_test_turns_among_the_validation_turns_are_warned_of(
     assert "2 turns are in data.validation and in data.test" in caplog.text
 
 
+def test_test_turns_among_the_training_turns_are_warned_of_whatever_their_ids(
+    run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    turns = [{"query_id": f"t{number}", "user": f"question {number}?"} for number in (1, 2, 3)]
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"conversation_id": "c", "turns": turns}) + "\n")
+    (tmp_path / "long.tsv").write_text("t2\tp\t1\n")
+    source = {"name": "long", "conversations": str(path)}
+    train = {**source, "prefix_ids": True}
+    inputs = run(train, [recorded(tmp_path, "llm", ["long:t1"])], test={**source, "qrels": str(tmp_path / "long.tsv")})
+    with caplog.at_level(logging.WARNING, logger="raydistill"):
+        inputs.check()
+    assert "2 turns are in data.train and in data.test" in caplog.text
+
+
 def test_what_a_teacher_reads_identifies_its_turns(run: Any, tmp_path: Path) -> None:
     train = human_topics(tmp_path)
     llm = recorded(tmp_path, "llm", ["31_1"])

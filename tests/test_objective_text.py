@@ -91,7 +91,7 @@ def test_spaces_order_of_parameters_and_weights_of_one_may_be_left_to_taste() ->
         ("kld(tau=nan)", "kld.tau is 'nan'; it must be finite"),
         ("kld(tau=warm)", "kld.tau is 'warm'; it must be a number"),
         ("kld(teacher=a/b)", "kld.teacher is 'a/b'; it must be a teacher's name"),
-        ("kld + 0.1infonce", "'0.1infonce' is none of bce, infonce"),
+        ("kld + 0.1infonce", "expected * after the weight 0.1, as in 0.5*bce"),
         ("0*kld", "the weight 0 must be > 0; leave the term out instead"),
         ("kld + -0.1*infonce", "the weight -0.1 must be > 0; leave the term out instead"),
         ("kld kld", "expected + between terms, found 'kld'"),

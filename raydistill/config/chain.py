@@ -8,9 +8,10 @@ from raydistill.config.data import DataConfig
 from raydistill.config.evaluate import EvaluateConfig
 from raydistill.config.fields import Location, Name, Operational, Section
 from raydistill.config.index import IndexConfig, ScoreConfig
+from raydistill.config.sampling import Window
 from raydistill.config.student import StudentConfig
 from raydistill.config.teachers import TeacherConfig
-from raydistill.config.train import TrainConfig
+from raydistill.config.train import TrainConfig, ValidationConfig
 
 
 class RayConfig(Section):
@@ -68,10 +69,44 @@ class DistillConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _stopping_needs_validation(self) -> DistillConfig:
-        if self.train.validation.patience is not None and self.data.validation is None:
+    def _validation_has_turns(self) -> DistillConfig:
+        if self.data.validation is not None:
+            return self
+        if self.train.validation.patience is not None:
             raise ValueError(
                 "train.validation.patience stops training by validation, and data.validation is not set; set it (such as "
                 "{share: 0.15}), or leave patience out"
             )
+        if self.train.validation != ValidationConfig():
+            raise ValueError(
+                "train.validation is set and data.validation is not, so nothing would be validated; set data.validation "
+                "(such as {share: 0.15}), or leave train.validation out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_can_act(self) -> DistillConfig:
+        sampling, miners = self.train.sampling, len(self.teachers) + (self.rounds > 1)
+        most = miners * self.score.top_k
+        if isinstance(sampling.policy, Window) and sampling.policy.first > most:
+            raise ValueError(
+                f"train.sampling.policy is {sampling.policy}, and a query has about {most} candidates at most (score.top_k "
+                f"{self.score.top_k}, {miners} rankings), so the window is empty; lower first or raise score.top_k"
+            )
+        if sampling.batches == "source" and len(self.data.train) == 1:
+            raise ValueError(
+                "train.sampling.batches is source, and data.train has one source only, so it would change nothing; take "
+                "mixed or depth"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _head_has_what_training_sets(self) -> DistillConfig:
+        if self.student.head == "mlm" and self.train.head_learning_rate is not None:
+            raise ValueError(
+                f"train.head_learning_rate is {self.train.head_learning_rate:g}, and the head mlm has no parameters of its "
+                "own beside the model's; leave it out, or set train.learning_rate"
+            )
+        if self.student.head == "table" and self.train.dropout is not None:
+            raise ValueError(f"train.dropout is {self.train.dropout:g}, and a table has nothing to drop out; leave it out")
         return self

@@ -124,12 +124,12 @@ class DocumentTrainingConfig(Section):
     gradient_clip: PositiveFloat = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: Operational[Literal[0, 1, 2, 3]] = 1
-    dropout: Fraction | None = None
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Dropout of the encoder while training; None keeps the model's own."""
     seed: int = 42
     checkpoint_steps: Operational[PositiveInt] = 200
     log_steps: Operational[PositiveInt] = 10
-    max_failures: Operational[int] = 3
+    max_failures: Operational[Annotated[int, Field(ge=-1)]] = 3
     workers: WorkerConfig = WorkerConfig()
 
     @property
@@ -189,6 +189,11 @@ class DocumentTrainingConfig(Section):
             raise ValueError(
                 f"objective names the teacher {unknown[0]!r}, but this training has {', '.join(self.teachers)}; "
                 "recorded needs runs, dense needs dense_teacher"
+            )
+        if "recorded" in self.objective.teacher_names and self.passages < 3:
+            raise ValueError(
+                f"objective follows the recorded runs, which compare the passages that they list, and passages is "
+                f"{self.passages}: with one relevant passage and one negative there is nothing to compare; use 3 or more"
             )
         if self.objective.needs_rewrites:
             raise ValueError("objective has a term that follows rewrites' vectors, which no document training has; drop it")

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 _CALL = re.compile(r"\s*([a-z][a-z0-9_]*)\s*(?:\(([^()]*)\))?\s*")
-_NUMBER = re.compile(r"\s*(-?[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*\*", re.IGNORECASE)
+_NUMBER = re.compile(r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?)\s*(\*?)", re.IGNORECASE)
+_NEVER_CLOSED = "the bracket is never closed (within braces of YAML, put the text into quotes)"
 _PARAMETER = re.compile(r"\s*([a-z_][a-z0-9_]*)\s*=\s*([^,\s]+)\s*")
 
 
@@ -62,7 +63,8 @@ def parse_value(text: str, kinds: Mapping[str, type[V]]) -> V:
     """Return the value that `NAME` or `NAME(parameter=value, ...)` describes. Raises ValueError with a sentence."""
     value, rest = _parse_call(text, kinds)
     if rest:
-        raise ValueError(f"{text!r} has {rest!r} after {value}; one {_names(kinds)} is expected")
+        reason = _NEVER_CLOSED if _is_open(rest) else f"{rest!r} follows {value}, and only one value can stand here"
+        raise ValueError(f"{text!r}: {reason}")
     return value
 
 
@@ -76,6 +78,8 @@ def parse_sum(text: str, kinds: Mapping[str, type[V]]) -> tuple[tuple[float, V],
     while True:
         found = _NUMBER.match(rest)
         weight = float(found.group(1)) if found else 1.0
+        if found and not found.group(2):
+            raise ValueError(f"{text!r}: expected * after the weight {found.group(1)}, as in 0.5*{min(kinds)}")
         if not (math.isfinite(weight) and weight > 0):
             raise ValueError(f"{text!r}: the weight {weight:g} must be > 0; leave the term out instead")
         value, rest = _parse_call(rest[found.end() :] if found else rest, kinds)
@@ -83,8 +87,11 @@ def parse_sum(text: str, kinds: Mapping[str, type[V]]) -> tuple[tuple[float, V],
         if not rest:
             return tuple(terms)
         if not rest.startswith("+"):
-            raise ValueError(f"{text!r}: expected + between terms, found {rest!r}")
+            reason = _NEVER_CLOSED if _is_open(rest) else f"expected + between terms, found {rest!r}"
+            raise ValueError(f"{text!r}: {reason}")
         rest = rest[1:]
+        if not rest.strip():
+            raise ValueError(f"{text!r}: there is no term after the last +")
 
 
 def format_sum(terms: tuple[tuple[float, Value], ...]) -> str:
@@ -94,11 +101,9 @@ def format_sum(terms: tuple[tuple[float, Value], ...]) -> str:
 
 def _parse_call(text: str, kinds: Mapping[str, type[V]]) -> tuple[V, str]:
     found = _CALL.match(text)
-    if not found:
-        raise ValueError(f"{text.strip()!r} is none of {_names(kinds)}")
-    name, inside = found.group(1), found.group(2) or ""
-    if name not in kinds:
-        near = difflib.get_close_matches(name, kinds, n=1)
+    name, inside = (found.group(1), found.group(2) or "") if found else (text.strip(), "")
+    if found is None or name not in kinds:
+        near = difflib.get_close_matches(name.partition("(")[0].lower(), kinds, n=1)
         raise ValueError(f"{name!r} is none of {_names(kinds)}" + (f"; did you mean {near[0]!r}?" if near else ""))
     return _build(kinds[name], inside), text[found.end() :]
 
@@ -146,6 +151,10 @@ def _converted(raw: str, wanted: Any, name: str) -> Any:
                 raise ValueError(f"{name} is {raw!r}; it must be finite")
             return value
     raise ValueError(f"{name} cannot be {raw!r}")
+
+
+def _is_open(rest: str) -> bool:
+    return rest.startswith("(") and ")" not in rest
 
 
 def _names(kinds: Mapping[str, Any]) -> str:

@@ -127,6 +127,8 @@ class SparsityTarget:
     def __post_init__(self) -> None:
         if not 0 < self.bound < float("inf"):
             raise ValueError(f"the target {self} must be a finite number > 0")
+        if self.measure == "l0" and self.bound < 1:
+            raise ValueError(f"the target {self} leaves queries without a term; the bound must be at least 1")
 
     def __str__(self) -> str:
         return f"{self.measure}<={number(self.bound)}"
@@ -148,11 +150,15 @@ class SparsityTarget:
 
 
 def _penalties(value: object) -> object:
-    return PenaltySum.parse(value) if isinstance(value, str) else value
+    if isinstance(value, (str, PenaltySum)):
+        return PenaltySum.parse(value) if isinstance(value, str) else value
+    raise ValueError("must be text, such as 0.002*flops + 0.1*guard(floor=8), or none")
 
 
 def _target(value: object) -> object:
-    return SparsityTarget.parse(value) if isinstance(value, str) else value
+    if value is None or isinstance(value, (str, SparsityTarget)):
+        return SparsityTarget.parse(value) if isinstance(value, str) else value
+    raise ValueError("must be text, such as l0<=25 or flops<=1.8")
 
 
 class ControllerConfig(Section):

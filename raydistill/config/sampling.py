@@ -92,7 +92,9 @@ POLICIES: dict[str, type[SamplingPolicy]] = {kind.NAME: kind for kind in (Window
 
 
 def _policy(value: Any) -> Any:
-    return parse_value(value, POLICIES) if isinstance(value, str) else value
+    if isinstance(value, (str, SamplingPolicy)):
+        return parse_value(value, POLICIES) if isinstance(value, str) else value
+    raise ValueError("must be text, such as uniform or window(first=11, last=960)")
 
 
 class SamplingConfig(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from raydistill.config.data import TextConfig
 from raydistill.config.fields import ModelSource, NonNegativeInt, Operational, Section
@@ -35,6 +35,13 @@ class LoraConfig(Section):
     """Dropout before the adapters; `train.dropout` overrides it where that is set."""
     targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
     """Ends of the names of the modules to adapt, e.g. [q_proj, v_proj]; all-linear: all of them but the vocabulary's."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _list_or_all(cls, targets: Any) -> Any:
+        if targets != "all-linear" and (not targets or not isinstance(targets, (list, tuple))):
+            raise ValueError("must be a list of names, such as [q_proj], or all-linear")
+        return targets
 
 
 class FreezeConfig(Section):

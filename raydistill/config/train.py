@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from raydistill.config.fields import Fraction, Name, NonNegativeFloat, Operational, Section, WorkerConfig
 from raydistill.config.objective import Objective
@@ -112,7 +112,7 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: Operational[Literal[0, 1, 2, 3]] = 1
     """DeepSpeed ZeRO stage; a checkpoint of any stage continues in any other."""
-    dropout: Fraction | None = None
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Dropout of the encoder while training; None keeps the model's own."""
     seed: int = 42
     sampling: SamplingConfig = SamplingConfig()
@@ -129,7 +129,7 @@ class TrainConfig(Section):
     log_steps: Operational[PositiveInt] = 10
     """Optimizer steps between records of loss, sparsity and pace."""
     loggers: Operational[LoggersConfig] = LoggersConfig()
-    max_failures: Operational[int] = 3
+    max_failures: Operational[Annotated[int, Field(ge=-1)]] = 3
     """Worker failures after which training gives up; -1 never does. Announced preemptions do not count."""
     workers: WorkerConfig = WorkerConfig()
     min_workers: Operational[PositiveInt | None] = None

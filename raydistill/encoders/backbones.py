@@ -23,11 +23,14 @@ from raydistill.model_source import resolve_model
 _FACTORIES = {"mlm": AutoModelForMaskedLM, "identity": AutoModel, "decoder": AutoModelForCausalLM}
 
 
-def load_backbone(model: str, revision: str | None, head: HeadKind, trust_remote_code: bool, field: str) -> Any:
+def load_backbone(
+    model: str, revision: str | None, head: HeadKind, trust_remote_code: bool, field: str, device: str | None = None
+) -> Any:
     """Load a checkpoint from the hub or a folder as `head` needs it, in float32 and evaluation mode.
 
     Args:
         field: the configuration section that named the model, for messages.
+        device: where its weights go, default the CPU; "meta" gives shapes and no values, at no cost, for checks.
 
     Raises ConfigError when there is none, or when weights are missing that `head` needs.
     """
@@ -39,6 +42,7 @@ def load_backbone(model: str, revision: str | None, head: HeadKind, trust_remote
             revision=revision,
             trust_remote_code=trust_remote_code,
             dtype=torch.float32,
+            device_map=device,
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError) as error:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -19,8 +21,10 @@ from typing import Any, get_args
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
 
 from raydistill.config import Attention, HeadKind, Pooling, StudentConfig, TextConfig
+from raydistill.encoders.adaptation import adapt
 from raydistill.encoders.backbones import load_backbone
 from raydistill.encoders.calibration import silent_terms
 from raydistill.encoders.documents import load_tokenizer, model_config
@@ -194,6 +198,38 @@ def starting_model(student: StudentConfig) -> SpladeModel:
     separator = tokenizer.sep_token_id if student.recency_parts > 1 else None
     table = TermTable(silent_terms(tokenizer, config.vocab_size), student.recency_parts, separator)
     return SpladeModel(config, "table", table=table).eval()
+
+
+def check_start(student: StudentConfig, field: str = "student") -> None:
+    """Raise ConfigError for what of a local model `SpladeModel.from_config` would refuse, without reading its weights.
+
+    Architecture, weights that the head needs, layers to freeze and modules to adapt are checked. Models on a hub are left to
+    the workers, which fetch them, and exported students to their own settings.
+
+    Args:
+        field: the configuration section that named the model, for messages.
+    """
+    folder = Path(resolve_model(student.model, f"{field}.model"))
+    if student.head == "table" or not folder.is_dir() or (folder / SETTINGS_FILE).is_file():
+        return
+    with _quiet_loading():
+        backbone = load_backbone(
+            student.model, student.revision, student.head, student.trust_remote_code, field, device="meta"
+        )
+    adapt(backbone, student)
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Keep the reports of transformers off the terminal: what matters of them becomes an error."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+        transformers_logging.enable_progress_bar()
 
 
 def beyond_sentence_transformers(model: SpladeModel, tokenizer: Any) -> str | None:

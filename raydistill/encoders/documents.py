@@ -173,13 +173,24 @@ def _load_splade(documents: SpladeDocumentsConfig, student: StudentConfig, devic
         model = load_model(documents.model, documents.revision, "mlm", documents.trust_remote_code, field)
         tokenizer = load_tokenizer(documents.model, documents.revision, documents.trust_remote_code, f"{field}.model")
     model.check_length(documents.max_tokens, f"{field}.max_tokens")
+    _check_same_vocabulary(tokenizer, documents.model, student)
+    return SpladeEncoder(model, tokenizer, documents.max_tokens, documents.max_terms, documents.batch_tokens, device)
+
+
+def check_vocabulary(documents: SpladeDocumentsConfig | LearnedDocumentsConfig, student: StudentConfig) -> None:
+    """Raise ConfigError when the document encoder's tokenizer has another vocabulary than the student's."""
+    field = "index.documents.model"
+    tokenizer = load_tokenizer(documents.model, documents.revision, documents.trust_remote_code, field)
+    _check_same_vocabulary(tokenizer, documents.model, student)
+
+
+def _check_same_vocabulary(tokenizer: Any, model: str, student: StudentConfig) -> None:
     students = load_tokenizer(student.model, student.revision, student.trust_remote_code, "student.model")
     if students.get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
-            f"{field}.model {documents.model!r} and student.model {student.model!r} have different vocabularies, so their "
+            f"index.documents.model {model!r} and student.model {student.model!r} have different vocabularies, so their "
             "vectors cannot be compared; choose two models with the same tokenizer"
         )
-    return SpladeEncoder(model, tokenizer, documents.max_tokens, documents.max_terms, documents.batch_tokens, device)
 
 
 def _check_pooling(documents: SpladeDocumentsConfig) -> None:

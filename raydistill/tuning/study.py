@@ -56,8 +56,7 @@ def run_study(study: Study) -> Artifact:
     """
     chains = _shared_chains(study)
     distinct = list({id(chain): chain for chain in chains.values()}.values())
-    for chain in distinct:
-        chain.check()
+    check_study(study)
     connect(study.base.ray)
     for chain in distinct:
         chain.check_resources("evaluate")
@@ -73,6 +72,12 @@ def run_study(study: Study) -> Artifact:
     if not measured(outcomes):
         raise TuningError(f"all {len(outcomes)} trials failed; the first: {outcomes[0].failure}")
     return artifact
+
+
+def check_study(study: Study) -> None:
+    """Raise when an input of a trial is missing or malformed, the store is unfit, or a model cannot be loaded."""
+    for chain in {id(chain): chain for chain in _shared_chains(study).values()}.values():
+        chain.check()
 
 
 def plan_text(study: Study) -> list[str]:

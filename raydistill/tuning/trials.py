@@ -68,6 +68,8 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     """
     path = Path(path).expanduser().absolute()
     tree = read_tree(path)
+    if "tune" not in tree and "data" in tree:
+        raise ConfigError(f"{path} is no study but a configuration of the chain; a study names it as its base")
     for_study = [override for override in overrides if override.startswith(_STUDY_FIELDS)]
     for override in for_study:
         _override(tree, override)
@@ -104,6 +106,13 @@ def plan_study(tune: TuneConfig, base: Mapping[str, Any], overrides: Sequence[st
             f"{place}: trials are measured on validation turns, and the base has no data.validation; set it, for instance "
             "{share: 0.2}"
         )
+    for trial in trials:
+        unmeasured = [name for name in tune.measures if name not in trial.config.evaluate.measures]
+        if unmeasured:
+            raise ConfigError(
+                f"{place}: tune.measures has {unmeasured[0]}, and trial {trial.label!r} measures only "
+                f"{', '.join(trial.config.evaluate.measures)}; add it to evaluate.measures of the base, or take one of these"
+            )
     return Study(tune, build_config(base, overrides, folder, place), _told_apart(trials))
 
 

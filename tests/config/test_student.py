@@ -45,7 +45,7 @@ def test_a_section_survives_json(head: str) -> None:
         ({"freeze": {}}, "freeze names nothing to keep"),
         ({"lora": {"rank": 0}}, "greater than 0"),
         ({"lora": {"dropout": 1.0}}, "less than 1"),
-        ({"lora": {"targets": []}}, "at least 1"),
+        ({"lora": {"targets": []}}, "must be a list of names"),
         ({"head": "identity", "active_share": 0.0}, "greater than 0"),
     ],
 )

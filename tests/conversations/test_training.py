@@ -131,3 +131,20 @@ def test_a_share_that_cannot_be_held_out_is_refused(tmp_path: Path) -> None:
         read_training(data(conversations(tmp_path, "a", ["a1"], judged=False), validation={"share": 0.5}))
     with pytest.raises(DataError, match="holds out all of the 1 training conversations"):
         read_training(data(conversations(tmp_path, "a", ["a1"]), validation={"share": 0.5}))
+
+
+def test_a_conversation_held_out_under_another_id_is_not_trained_on(tmp_path: Path) -> None:
+    first = conversations(tmp_path, "a", ["x", "y"])
+    again = {**first, "name": "again", "prefix_ids": True}
+    train, _ = read_training(data([first, again], validation={**conversations(tmp_path, "v", ["x"]), "name": "v"}))
+    assert ids(train) == {"y", "again:y"}
+    train, validation = read_training(data([first, again], validation={"share": 0.25}))
+    (held_out,) = {one.removeprefix("again:") for one in ids(validation)}
+    assert {one.removeprefix("again:") for one in ids(train)} == {"x", "y"} - {held_out}
+
+
+def test_conversations_that_begin_alike_are_different_ones(tmp_path: Path) -> None:
+    train, validation = conversations(tmp_path, "a", ["x"]), conversations(tmp_path, "v", ["y"])
+    path = Path(train["conversations"])
+    path.write_text(path.read_text().replace("question 1 of x", "question 1 of y"))
+    assert ids(read_training(data(train, validation=validation))[0]) == {"x"}

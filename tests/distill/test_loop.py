@@ -172,6 +172,15 @@ def test_a_killed_training_continues_in_another_layout(
     assert_same_parameters(resumed, alone, 1e-5)
 
 
+def test_settings_of_a_validation_that_does_not_take_place_leave_checkpoints_good(
+    world: Mined, tiny_encoder: str, tmp_path: Path
+) -> None:
+    first = trained(world, tiny_encoder, tmp_path / "first", 1, 8, 0, steps=2, checkpoint_steps=1)
+    changed = {"validation": {"every_steps": 7}, "steps": 2, "resume": str(first / "checkpoint-1")}
+    second = trained(world, tiny_encoder, tmp_path / "second", 1, 8, 0, **changed)
+    np.testing.assert_array_equal(table(second), table(first)[1:])
+
+
 def test_the_number_of_workers_may_grow_twice(world: Mined, tiny_encoder: str, tmp_path: Path, alone: Path) -> None:
     first = trained(world, tiny_encoder, tmp_path / "one", 1, 8, 3, checkpoint_steps=7)
     resume = str(first / "checkpoint-7")

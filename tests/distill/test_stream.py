@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import fields
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from raydistill.config import SamplingConfig
 from raydistill.distill.ordering import by_depth, by_source, cut_into_batches
+from raydistill.distill.sampling import generator
 from raydistill.distill.stream import CandidateStream, Prefetch, StepBatch
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import TrainingError
@@ -181,6 +183,16 @@ def test_a_calibration_sample_is_mixed_whatever_the_batches(mined: Mined) -> Non
     for kind in KINDS:
         assert [query.query_id for query in stream(mined, batches=kind).sample_queries(9)] == expected
     assert len(stream(mined, buffer=1).sample_queries(100)) == 22
+
+
+def test_a_calibration_sample_reads_no_more_parts_than_it_needs(mined: Mined) -> None:
+    candidates, _ = mined
+    parts = candidates.manifest().parts
+    first = parts[generator(3, 0, "parts").permutation(len(parts))[0]]
+    for part in parts:
+        if part != first:
+            (Path(candidates.root) / part.key).unlink()
+    assert len(stream(mined, buffer=1).sample_queries(first.rows)) == first.rows
 
 
 def test_steps_round_up(mined: Mined) -> None:

@@ -15,6 +15,7 @@ from raydistill.distill.train import student_artifact, train, training_records, 
 from raydistill.encoders.checkpoint import load_student
 from raydistill.errors import ConfigError, ResourceError, TrainingError
 from raydistill.index.publish import IndexVersion
+from raydistill.preflight import check_workers
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.folders import fetch_folder
 from raydistill.storage.store import open_store
@@ -122,6 +123,7 @@ def test_an_elastic_training_runs_with_the_workers_that_the_cluster_holds(
     elastic = {"workers": {"actors": 3, "cpus": 1}, "min_workers": 1, "global_batch": 12, "micro_batch": 4}
     settings = config(mined, tiny_encoder, **elastic)
     alone = config(mined, tiny_encoder, global_batch=12, micro_batch=4, epochs=1.0)
+    check_workers(settings, {"train"})
     student = train(settings, *mined)
     assert student == student_artifact(alone, *mined), "the workers are no part of what is computed"
     assert [record["step"] for record in training_records(settings, student)] == [1, 2]

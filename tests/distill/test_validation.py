@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from raydistill.config import LoggersConfig, MlflowConfig, ValidationConfig
+from raydistill.config_loading import validated
 from raydistill.conversations.records import Conversation, ConversationSet, Turn
 from raydistill.distill.loggers import check_loggers, log_record, open_loggers
 from raydistill.distill.validation import Progress, Validator
@@ -90,3 +91,9 @@ def test_a_logger_that_is_not_installed_is_refused_with_what_to_do() -> None:
         check_loggers(LoggersConfig(wandb="project"))
     with pytest.raises(ConfigError, match=r"train\.loggers\.mlflow needs the package mlflow.*to null"):
         check_loggers(LoggersConfig(mlflow=MlflowConfig(uri="file:///x", experiment="e")))
+
+
+@pytest.mark.parametrize("uri", ["https://me:secret@mlflow.example.org", "http://token@127.0.0.1:5000/x"])
+def test_a_tracking_uri_with_a_secret_is_refused(uri: str) -> None:
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD"):
+        validated(LoggersConfig, {"mlflow": {"uri": uri, "experiment": "e"}}, Path("/"), "here")

@@ -96,6 +96,19 @@ def test_a_point_that_the_configuration_refuses_names_study_trial_and_field() ->
         plan({"lines": {"a": {"run": ["x"]}}})
 
 
+def test_a_measure_that_no_trial_takes_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"tune.measures has AP, and trial 'base' measures only nDCG@3, .*evaluate.measures"
+    ):
+        plan({"measures": ["nDCG@10", "AP"], "lines": {"a": {"train.seed": [3]}}})
+
+
+def test_a_configuration_of_the_chain_is_no_study(tmp_path: Path) -> None:
+    (tmp_path / "chain.yaml").write_text(yaml.safe_dump(BASE))
+    with pytest.raises(ConfigError, match="is no study but a configuration of the chain"):
+        load_study(tmp_path / "chain.yaml")
+
+
 def test_validation_turns_must_exist_unless_trials_are_measured_on_test() -> None:
     without = {**BASE, "data": {name: value for name, value in BASE["data"].items() if name != "validation"}}
     lines = {"lines": {"a": {"train.epochs": [1]}}}
