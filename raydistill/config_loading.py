@@ -39,6 +39,7 @@ _MEMBERS: dict[str, type[BaseModel]] = {
     "validation share": ValidationShare,
 }
 M = TypeVar("M", bound=BaseModel)
+_CREDENTIALS = re.compile(r"://[^/@\s]+@")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -227,7 +228,7 @@ def _sentence(problem: Any, root: type[BaseModel]) -> str:
     # A section's values would only repeat what the sentence says.
     if kind == "value_error" and (isinstance(problem["input"], dict) or len(str(problem["input"])) > 80):
         return f"{field}: {message}"
-    return f"{field}: {message}; the value is {problem['input']!r}"
+    return f"{field}: {message}; the value is {_CREDENTIALS.sub('://***@', repr(problem['input']))}"
 
 
 def _field_names(path: Sequence[Any], root: type[BaseModel]) -> list[str]:

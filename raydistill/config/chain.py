@@ -60,6 +60,10 @@ class DistillConfig(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"teachers: the name {twice[0]!r} is used twice; results are stored by name")
+        if self.rounds > 1 and "student" in names:
+            raise ValueError(
+                "teachers: with rounds above 1 the name 'student' is taken by the student that mines too; rename it"
+            )
         unknown = [name for name in self.train.objective.teacher_names if name not in names]
         if unknown:
             raise ValueError(

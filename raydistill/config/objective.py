@@ -129,7 +129,8 @@ class InfoNce(Term):
     tau: float = 1.0
     """Temperature of the student's scores."""
     negatives: Literal["batch", "own", "golds"] = "batch"
-    """batch: every passage drawn in the global batch; own: those drawn for the query; golds: the other queries' golds."""
+    """batch: every passage drawn in the global batch; own: those drawn for the query; golds: the first
+    gold of each other query."""
 
     def check(self) -> None:
         self._positive("tau")

@@ -70,8 +70,8 @@ class Quantiles(SamplingPolicy):
 class Importance(SamplingPolicy):
     """Draws without replacement, probabilities proportional to (1 - uniform) softmax(teacher / tau) + uniform / N.
 
-    Each drawn passage carries the log of its inverse inclusion probability, which objectives add to the logits, so that
-    sums over the sample estimate sums over all candidates (Horvitz and Thompson, 1952).
+    Each drawn passage carries the log of its inverse inclusion probability, which kld and listwise_ce add to their logits,
+    so that sums over the sample estimate sums over all candidates (Horvitz and Thompson, 1952).
     """
 
     NAME = "importance"

@@ -98,7 +98,8 @@ class TrainConfig(Section):
     global_batch: PositiveInt = 16
     """Queries an optimizer step, over all workers."""
     micro_batch: Operational[PositiveInt] = 16
-    """Queries a worker encodes at a time; accumulation is derived: global_batch = micro_batch x accumulation x workers."""
+    """Queries a worker encodes at a time; accumulation is derived: global_batch = micro_batch x accumulation x workers. With
+    dropout it decides which random masks are drawn, as a seed would."""
     learning_rate: PositiveFloat = 2e-5
     head_learning_rate: PositiveFloat | None = None
     """Learning rate of the identity head's scale and bias; None uses learning_rate."""

@@ -138,6 +138,12 @@ class TuneConfig(Section):
         for line, points in lines.items():
             if not points:
                 raise ValueError(f"the line {line!r} has no points; give it some, or leave it out")
+            labels = [point[LABEL] for point in points if LABEL in point]
+            twice = sorted({str(label) for label in labels if labels.count(label) > 1})
+            if twice:
+                raise ValueError(
+                    f"the line {line!r} has two points labelled {twice[0]!r}; tables and plots tell them apart by it"
+                )
         return lines
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ starts. Secrets are read by the packages themselves from the environment and pas
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 from raydistill.config import LoggersConfig
 from raydistill.errors import ConfigError
 
+logger = logging.getLogger("raydistill")
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 _NOT_IN_MLFLOW_NAMES = re.compile(r"[^A-Za-z0-9_\-. /]")
 
@@ -54,9 +56,9 @@ def open_loggers(
     if config.tensorboard:
         loggers.append(_TensorBoard(folder))
     if config.wandb:
-        loggers.append(_WeightsAndBiases(config.wandb, run, identity, settings, folder))
+        loggers.append(Remote("W&B", _WeightsAndBiases(config.wandb, run, identity, settings, folder)))
     if config.mlflow:
-        loggers.append(_Mlflow(config.mlflow.uri, config.mlflow.experiment, run, identity, settings))
+        loggers.append(Remote("MLflow", _Mlflow(config.mlflow.uri, config.mlflow.experiment, run, identity, settings)))
     return loggers
 
 
@@ -67,8 +69,43 @@ def log_record(loggers: Sequence[TrainingLogger], record: Mapping[str, Any], pre
         for name, value in record.items()
         if name != "step" and isinstance(value, (int, float))
     }
-    for logger in loggers:
-        logger.log(values, int(record["step"]))
+    for destination in loggers:
+        destination.log(values, int(record["step"]))
+
+
+class Remote:
+    """A destination that may fail: it is told so once and left alone, since a curve elsewhere is not worth a training.
+
+    The records in the run root are complete either way.
+    """
+
+    def __init__(self, name: str, destination: TrainingLogger) -> None:
+        self._name = name
+        self._destination: TrainingLogger | None = destination
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """See `TrainingLogger`."""
+        if self._destination is None:
+            return
+        try:
+            self._destination.log(values, step)
+        except Exception as error:
+            self._destination = None
+            logger.warning(
+                "%s took no record at step %d (%s); training goes on without it, the run root has all records",
+                self._name,
+                step,
+                type(error).__name__,
+            )
+
+    def close(self) -> None:
+        """See `TrainingLogger`."""
+        if self._destination is None:
+            return
+        try:
+            self._destination.close()
+        except Exception as error:
+            logger.warning("%s could not be closed (%s)", self._name, type(error).__name__)
 
 
 class _TensorBoard:

@@ -162,9 +162,9 @@ class Trainer:
                 waited = time.perf_counter() - started
                 values = self._train_step(batch)
                 self.step += 1
-                self._check(values)
                 seconds = time.perf_counter() - started
                 hooks.log({**values, "step": self.step, "epoch": batch.epoch, **self._pace(seconds, waited)})
+                self._check(values)
                 if self._validator and (self.step % config.validation.every_steps == 0 or self.step == self.steps):
                     self._validate(self._validator, hooks)
                 ended = self.step == self.steps or self.progress.is_over(config.validation.patience)

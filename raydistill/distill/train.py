@@ -232,17 +232,20 @@ def _train_in(
             current.save_parameters(Path(written))
             best.put(step, Path(written))
 
-    trainer.run(
-        Hooks(
-            log=recorder.log if recorder else lambda record: None,
-            checkpoint=save_checkpoint,
-            validated=recorder.validated if recorder else lambda record: None,
-            best=keep_best,
-            preempted=_PreemptionNotice(),
-        )
+    hooks = Hooks(
+        log=recorder.log if recorder else lambda record: None,
+        checkpoint=save_checkpoint,
+        validated=recorder.validated if recorder else lambda record: None,
+        best=keep_best,
+        preempted=_PreemptionNotice(),
     )
-    if recorder is not None:
-        recorder.close()
+    try:
+        trainer.run(hooks)
+    finally:
+        # Also of a training that ended in an error: the last records say how it went wrong.
+        if recorder is not None:
+            recorder.write()
+            recorder.close()
     chosen = None
     if validation is not None and config.train.validation.keep == "best":
         assert trainer.progress.best_step is not None

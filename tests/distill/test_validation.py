@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from raydistill.config import LoggersConfig, MlflowConfig, ValidationConfig
 from raydistill.config_loading import validated
 from raydistill.conversations.records import Conversation, ConversationSet, Turn
-from raydistill.distill.loggers import check_loggers, log_record, open_loggers
+from raydistill.distill.loggers import Remote, check_loggers, log_record, open_loggers
 from raydistill.distill.validation import Progress, Validator
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import ConfigError, TrainingError
@@ -95,5 +97,36 @@ def test_a_logger_that_is_not_installed_is_refused_with_what_to_do() -> None:
 
 @pytest.mark.parametrize("uri", ["https://me:secret@mlflow.example.org", "http://token@127.0.0.1:5000/x"])
 def test_a_tracking_uri_with_a_secret_is_refused(uri: str) -> None:
-    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD"):
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD") as refusal:
         validated(LoggersConfig, {"mlflow": {"uri": uri, "experiment": "e"}}, Path("/"), "here")
+    assert not any(secret in str(refusal.value) for secret in ("secret", "token@"))
+
+
+class Outage:
+    """A destination whose server went away after the first record."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+        self.asked = 0
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self.asked += 1
+        if self.taken:
+            raise ConnectionError("password hunter2 was refused")
+        self.taken.append(step)
+
+    def close(self) -> None:
+        raise ConnectionError("gone")
+
+
+def test_an_outage_of_a_logger_does_not_end_a_training(caplog: pytest.LogCaptureFixture) -> None:
+    outage = Outage()
+    remote = Remote("W&B", outage)
+    with caplog.at_level(logging.WARNING, logger="raydistill"):
+        for step in (10, 20, 30):
+            log_record([remote], {"step": step, "loss": 1.0}, "train")
+        remote.close()
+    assert outage.taken == [10]
+    assert outage.asked == 2  # it is left alone after the first failure
+    assert [record.getMessage().split(" (")[0] for record in caplog.records] == ["W&B took no record at step 20"]
+    assert "hunter2" not in caplog.text

@@ -80,6 +80,10 @@ def test_ranges_stay_between_their_bounds() -> None:
         ({"samples": 3, "lines": {"a": {"train.epochs": [1]}}}, "there is no space"),
         ({"lines": {"a": {"train.epochs": [1], "train.seed": [1]}}}, "with one field"),
         ({"lines": {"a": []}}, "has no points"),
+        (
+            {"lines": {"a": [{"label": "x", "train.epochs": 1}, {"label": "x", "train.epochs": 2}]}},
+            "two points labelled 'x'",
+        ),
         ({"space": {"train.epochs": []}}, "empty list"),
         ({"space": {"train.epochs": "normal(low=1)"}}, "'normal' is none of loguniform, uniform"),
     ],
