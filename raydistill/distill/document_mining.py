@@ -194,7 +194,7 @@ class _ExampleMaker:
     def _recorded(self, number: int) -> list[dict[str, Any]]:
         run = self._training.runs[number]
         turns, gold = _read_turns(self._turns)
-        rewrites = read_recorded(run.rewrites) if run.rewrites else {}
+        rewrites = read_recorded([run.rewrites]) if run.rewrites else {}
         found = recorded_queries(turns, gold, read_run(run.run).rankings, run.queries, rewrites)
         if not found:
             raise DataError(

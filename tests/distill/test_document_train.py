@@ -51,6 +51,7 @@ def world(tmp_path: Path) -> Path:
         "conversations.jsonl": [json.dumps(one) for one in told],
         "qrels.tsv": ["query-id\tcorpus-id\tscore"],
         "run.trec": [],
+        "rewrites.jsonl": [json.dumps({"_id": f"c{n}<::>2", "text": f"w{n} w4"}) for n in (1, 3, 5)],
     }
     for number, one in enumerate(told):
         for place, turn in enumerate(one["turns"]):
@@ -84,7 +85,15 @@ def config(world: Path, encoder: str, run: str = "run.trec", **training: Any) ->
                     "model": encoder,
                     "max_tokens": 64,
                     "training": {
-                        "runs": [{"name": "old", "run": str(world / run)}],
+                        "runs": [
+                            {"name": "old", "run": str(world / run)},
+                            {
+                                "name": "rewritten",
+                                "run": str(world / run),
+                                "queries": "rewrites",
+                                "rewrites": str(world / "rewrites.jsonl"),
+                            },
+                        ],
                         "own_queries": 48,
                         "negatives_depth": 10,
                         "steps": 60,
@@ -171,6 +180,8 @@ def test_examples_hold_no_test_turn_and_a_run_of_test_turns_is_refused(
     for number, row in enumerate(recorded):
         scores = {passage: score for passage, score in zip(row["passages"], row["recorded"], strict=True) if score == score}
         assert scores == {number: 30.0, (number + 7) % PASSAGES: 25.0, (number + 11) % PASSAGES: 20.0}
+    rewritten = pq.read_table(examples.fetch(examples.part("run-001"))).to_pylist()
+    assert [(row["text"], row["gold"]) for row in rewritten] == [("w1 w4", [4]), ("w3 w4", [10])]
     assert examples.manifest().metadata["own"] == PASSAGES
 
     tested = [line for line in (world / "run.trec").read_text().splitlines() if line.startswith(("c4", "c5"))]
