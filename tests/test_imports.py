@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,11 @@ def test_every_module_says_what_lives_in_it() -> None:
         if not (PACKAGE / module).name.startswith("__") and not ast.get_docstring(ast.parse((PACKAGE / module).read_text()))
     ]
     assert not silent
+
+
+def test_a_training_worker_loads_no_compiler_and_no_data_frames() -> None:
+    """Without validation it only joins stored vectors: numba and pandas would be 100 MB more in each of many workers."""
+    loaded = "import sys, raydistill.distill.loop, raydistill.index.forward; print(*sys.modules)"
+    names = set(subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split())
+    assert {"torch", "pyarrow"} <= names
+    assert not names & {"numba", "llvmlite", "pandas"}

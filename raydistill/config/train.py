@@ -112,7 +112,8 @@ class TrainConfig(Section):
     """Largest norm of the gradient over all parameters; a longer one is scaled down to it."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: Operational[Literal[0, 1, 2, 3]] = 1
-    """DeepSpeed ZeRO stage; a checkpoint of any stage continues in any other."""
+    """DeepSpeed ZeRO stage; a checkpoint of any stage continues in any other. One worker in fp32 runs 1 and 2 as 0: there is
+    nobody to share with."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Dropout of the encoder while training; None keeps the model's own."""
     seed: int = 42

@@ -42,6 +42,15 @@ def micro_batches(rows: int, micro_batch: int, place: Workplace) -> list[slice]:
     return [slice(min(start, rows), min(start + micro_batch, rows)) for start in starts]
 
 
+def effective_zero_stage(config: TrainConfig, workers: int) -> int:
+    """Return the ZeRO stage that a number of workers runs.
+
+    One worker has nobody to share optimizer states or gradients with: in fp32, stages 1 and 2 would only keep a second copy
+    of parameters and gradients, so stage 0 takes their place. (In half precision stage 0 is another optimizer.)
+    """
+    return 0 if workers == 1 and config.precision == "fp32" and config.zero_stage in (1, 2) else config.zero_stage
+
+
 def engine_settings(config: TrainConfig, workers: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration; accumulation follows from the fixed global batch."""
     pieces = -(-config.global_batch // config.micro_batch)
@@ -49,7 +58,7 @@ def engine_settings(config: TrainConfig, workers: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_accumulation_steps": -(-pieces // workers),
         "gradient_clipping": config.gradient_clip,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": {"stage": effective_zero_stage(config, workers)},
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": config.precision == "bf16"},
         "fp16": {"enabled": config.precision == "fp16"},
@@ -77,8 +86,12 @@ def start_engine(model: nn.Module, groups: list[dict[str, Any]], config: TrainCo
         group["initial_lr"] = group["lr"]
         # Some of DeepSpeed's optimizers step once with zero gradients while they are made: it must not decay weights.
         group["lr"] = 0.0
-    optimizer = torch.optim.AdamW(groups)
+    # On the CPU the plain optimizer makes copies of the largest parameter, three at a time; the fused one makes none.
+    optimizer = torch.optim.AdamW(groups, fused=place.device.type == "cpu")
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=engine_settings(config, place.workers))
+    if place.workers == 1 and not engine.zero_optimization():
+        # DeepSpeed would copy all gradients into one buffer, average them over one worker, and copy them back.
+        engine.enable_backward_allreduce = False
     engine.train()
     return engine
 

@@ -201,7 +201,8 @@ class CandidateStream:
         return groups
 
     def _table(self, group: Sequence[Part]) -> pa.Table:
-        return pa.concat_tables([pq.read_table(self._artifact.fetch(part), columns=self._columns) for part in group])
+        # Not pq.read_table, which loads Arrow's data sets and pandas: 40 MB more in every training worker.
+        return pa.concat_tables([pq.ParquetFile(self._artifact.fetch(part)).read(self._columns) for part in group])
 
     def _batch(self, rows: Sequence[tuple[int, MinedQuery]]) -> StepBatch:
         size, places, teachers = len(rows), self._sampling.passages, len(rows[0][1].scores)

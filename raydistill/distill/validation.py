@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ from raydistill.errors import TrainingError
 from raydistill.evaluation.measures import score_run
 from raydistill.evaluation.runs import Run
 from raydistill.evaluation.sparsity import query_flops
-from raydistill.index.search import Searcher
+
+if TYPE_CHECKING:
+    from raydistill.index.search import Searcher  # its compiled loops; a training without validation needs none
 
 
 @dataclass(frozen=True)

@@ -157,20 +157,3 @@ def score_pairs(  # type: ignore[no-untyped-def]
             scores[pair] = total
         for place in range(query_offsets[query], query_offsets[query + 1]):
             dense_query[query_terms[place]] = 0.0
-
-
-@compiled
-def gather_rows(row_offsets, terms, codes, decoding, rows, places, out_terms, out_weights):  # type: ignore[no-untyped-def]
-    """Copy forward vectors: rows int64 (-1: in another segment, skipped) to int32 terms and float32 weights at places."""
-    for item in range(len(rows)):
-        row = rows[item]
-        if row < 0:
-            continue
-        place = places[item]
-        for position in range(row_offsets[row], row_offsets[row + 1]):
-            out_terms[place] = terms[position]
-            if decoding is None:
-                out_weights[place] = codes[position]
-            else:
-                out_weights[place] = decoding[codes[position]]
-            place += 1

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import DataError
-from raydistill.index.accumulate import gather_rows
 from raydistill.index.publish import IndexVersion, SegmentEntry
-from raydistill.index.segment import StoredVectors
 from raydistill.index.segment_header import SegmentHeader, corrupt, read_header
+from raydistill.index.stored_vectors import StoredVectors
 from raydistill.storage.parts import HEAD_BYTES
 
 
@@ -78,6 +77,8 @@ def gathered(
 ) -> SparseBatch:
     """Return stored vectors, impacts as float32.
 
+    In plain NumPy: beside an encoder's pass the copy costs nothing, and a training worker need not load a compiler.
+
     Args:
         segment: gives the segment at a position; asked for those that own a row only.
         owners: int64 [C]; position of each vector's segment. rows: int64 [C]; its number within that segment.
@@ -92,8 +93,15 @@ def gathered(
     terms = np.empty(int(indptr[-1]), dtype=np.int32)
     weights = np.empty(int(indptr[-1]), dtype=np.float32)
     for stored, local in of_segment:
-        codes = stored.codes(stored.impacts)
-        gather_rows(stored.row_offsets, stored.terms, codes, stored.decoding, local, indptr, terms, weights)
+        rows_here = np.flatnonzero(local >= 0)
+        sizes = lengths[rows_here]
+        # Entry e of row r lies at row_offsets[r] + e there and goes to indptr[r] + e here.
+        entry = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        source = np.repeat(stored.row_offsets[local[rows_here]], sizes) + entry
+        target = np.repeat(indptr[rows_here], sizes) + entry
+        terms[target] = stored.terms[source]
+        codes = stored.codes(stored.impacts[source])
+        weights[target] = codes if stored.decoding is None else stored.decoding[codes]
     return SparseBatch(indptr, terms, weights, vocabulary_size)
 
 

@@ -50,14 +50,14 @@ from raydistill.index.segment_header import (
     FORMAT,
     FORMAT_VERSION,
     Impacts,
-    SegmentHeader,
     corrupt,
     header_bytes,
     read_header,
 )
+from raydistill.index.stored_vectors import StoredVectors
 from raydistill.storage.parts import HEAD_BYTES
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "Impacts", "Segment", "StoredVectors", "write_segment"]
+__all__ = ["FORMAT", "FORMAT_VERSION", "Impacts", "Segment", "write_segment"]
 
 _LARGEST_F16 = 65504.0
 _SMALLEST_F16 = np.float32(2.0**-24)
@@ -168,36 +168,6 @@ def _write_arrays(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[st
             little[name].tofile(file)
 
 
-class StoredVectors:
-    """The forward vectors of a segment.
-
-    Attributes (P passages, V terms, N entries):
-        passages, vocabulary_size: P, V.
-        impact_type: "f32", "f16" or "u8".
-        row_offsets: int64 [P + 1]. terms: uint16 or uint32 [N]. impacts: float32, float16 or uint8 [N].
-    """
-
-    def __init__(
-        self, header: SegmentHeader, row_offsets: NDArray[np.int64], terms: NDArray[Any], impacts: NDArray[Any]
-    ) -> None:
-        self.passages = header.passages
-        self.vocabulary_size = header.vocabulary_size
-        self.impact_type = header.impacts
-        self.row_offsets = row_offsets
-        self.terms = terms
-        self.impacts = impacts
-        self._decoding = _decoding_table(header.impacts, header.scale)
-
-    @property
-    def decoding(self) -> NDArray[np.float32] | None:
-        """Impact of every stored value: float32 [65536] by the bits of an f16, float32 [256] of a u8, None for f32."""
-        return self._decoding
-
-    def codes(self, stored: NDArray[Any]) -> NDArray[Any]:
-        """Return stored impacts as what indexes `decoding` (f16 as its uint16 bits), or as they are for f32; no copy."""
-        return stored.view(np.uint16) if self.impact_type == "f16" else stored
-
-
 class Segment(StoredVectors):
     """A segment file opened for reading; arrays are read-only views of one memory map and load on first touch.
 
@@ -273,15 +243,6 @@ class Segment(StoredVectors):
         numbers = np.empty(len(wanted), dtype=np.int64)
         _binary_search(self.id_offsets, self.id_bytes, self.id_order, offsets, packed, numbers)
         return numbers
-
-
-def _decoding_table(impact_type: Impacts, scale: float) -> NDArray[np.float32] | None:
-    if impact_type == "f32":
-        return None
-    if impact_type == "f16":
-        with np.errstate(invalid="ignore"):
-            return np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
-    return np.arange(256, dtype=np.float32) * np.float32(scale)
 
 
 @compiled

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raydistill.config import TrainConfig
 from raydistill.distill.checkpoints import STATE_FILE, Catalogue, Checkpoint, write_state, write_tensors
-from raydistill.distill.engine import Workplace, gathered_on_first, set_learning_rate, start_engine
+from raydistill.distill.engine import Workplace, effective_zero_stage, gathered_on_first, set_learning_rate, start_engine
 from raydistill.distill.training_files import BestParameters
 from raydistill.distill.whole_state import KINDS, WholeState
 from raydistill.errors import TrainingError
@@ -174,6 +174,17 @@ def test_every_layout_gives_back_exactly_what_another_wrote(tmp_path: Path) -> N
                 "adam_steps": 2
             }
         before = folder
+
+
+def test_one_worker_in_fp32_keeps_no_second_copy_for_sharing() -> None:
+    stages = {
+        (stage, workers, precision): effective_zero_stage(TrainConfig(zero_stage=stage, precision=precision), workers)
+        for stage in (0, 1, 2, 3)
+        for workers in (1, 2)
+        for precision in ("fp32", "bf16")
+    }
+    assert [stages[stage, 1, "fp32"] for stage in (0, 1, 2, 3)] == [0, 0, 0, 3]
+    assert all(found == asked for (asked, *rest), found in stages.items() if rest != [1, "fp32"])
 
 
 @pytest.mark.parametrize(("workers", "zero_stage", "precision"), LAYOUTS[1:4])
