@@ -71,7 +71,9 @@ from raydistill.config.regularisation import (
 from raydistill.config.sampling import SamplingConfig
 from raydistill.config.student import Attention, FreezeConfig, HeadKind, LoraConfig, Pooling, StudentConfig
 from raydistill.config.teachers import (
+    AS_ASKED,
     IN_CONVERSATIONS,
+    WITHOUT_FILE,
     RecordedTeacherConfig,
     TeacherConfig,
     TransformersTeacherConfig,
@@ -80,9 +82,11 @@ from raydistill.config.train import LoggersConfig, MlflowConfig, TrainConfig, Va
 from raydistill.config.tuning import StudyConfig, TuneConfig
 
 __all__ = [
+    "AS_ASKED",
     "DOCUMENT_TEACHERS",
     "IN_CONVERSATIONS",
     "OPERATIONAL",
+    "WITHOUT_FILE",
     "Attention",
     "Bce",
     "CommandLineValue",

@@ -20,6 +20,9 @@ from raydistill.config.fields import (
 
 IN_CONVERSATIONS = "conversations"
 """In the place of a file of rewrites: those that the conversation files themselves hold."""
+AS_ASKED = "questions"
+"""In the place of a file of rewrites: every turn's question as the user asked it."""
+WITHOUT_FILE = (IN_CONVERSATIONS, AS_ASKED)
 
 
 def _as_list(value: Any) -> Any:
@@ -27,7 +30,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _no_path(value: Any, as_location: Callable[[Any], Any]) -> Any:
-    return IN_CONVERSATIONS if value == IN_CONVERSATIONS else as_location(value)
+    return value if value in WITHOUT_FILE else as_location(value)
 
 
 RewritesLocation = Annotated[Location, WrapValidator(_no_path)]
@@ -41,8 +44,9 @@ class RecordedTeacherConfig(Section):
     name: Name
     rewrites: Annotated[Operational[tuple[RewritesLocation, ...]], BeforeValidator(_as_list), Field(min_length=1)]
     """One place or a list of them: URI or absolute path of JSONL records {_id: query id, text} or of a .tsv with lines
-    `query id<TAB>text`; or `conversations` for the rewrites that the conversation files themselves hold (human ones in
-    CAsT and iKAT, made ones of passages). Where a file and the conversation both have one, the file's counts."""
+    `query id<TAB>text`; `conversations` for the rewrites that the conversation files themselves hold (human ones in CAsT and
+    iKAT, made ones of passages); `questions` for the turns' own questions as they were asked: a second opinion where a
+    rewrite strays. Where several have a text, a file's counts first, then the conversation's."""
 
 
 class TransformersTeacherConfig(Section):

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from raydistill.actor_pool import map_shards
-from raydistill.config import IN_CONVERSATIONS, RecordedTeacherConfig, TeacherConfig, TransformersTeacherConfig
+from raydistill.config import WITHOUT_FILE, RecordedTeacherConfig, TeacherConfig, TransformersTeacherConfig
 from raydistill.conversations.records import ConversationalQuery, Turn
 from raydistill.errors import DataError, TeacherError
 from raydistill.model_source import model_identity
@@ -90,8 +90,8 @@ def teach(teacher: TeacherConfig, queries: Sequence[ConversationalQuery], querie
 def rewrites_artifact(teacher: TeacherConfig, queries_fingerprint: str, root: str) -> Artifact:
     """Return the address of a teacher's rewrites, computed or not; reads its files or folder to know their content."""
     if isinstance(teacher, RecordedTeacherConfig):
-        held = " and conversations" if IN_CONVERSATIONS in teacher.rewrites else ""
-        source = input_fingerprint([uri for uri in teacher.rewrites if uri != IN_CONVERSATIONS]) + held
+        held = "".join(f" and {place}" for place in WITHOUT_FILE if place in teacher.rewrites)
+        source = input_fingerprint([uri for uri in teacher.rewrites if uri not in WITHOUT_FILE]) + held
     else:
         find_template(teacher.prompt)
         source = _identity(teacher).key

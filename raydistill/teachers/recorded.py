@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from raydistill.config import IN_CONVERSATIONS
+from raydistill.config import AS_ASKED, IN_CONVERSATIONS, WITHOUT_FILE
 from raydistill.conversations.records import ConversationalQuery
 from raydistill.conversations.rows import BadRow, RowError, identifier, json_object, numbered_lines, optional_text
 from raydistill.errors import DataError
@@ -20,7 +20,8 @@ class RecordedRewrites:
 
     Attributes:
         raw: what a language model (or a person) wrote into a file; to be parsed like a fresh answer.
-        held: what the conversation itself holds, for queries without a raw text; taken as it is.
+        held: what the conversation itself holds, or the question as it was asked, for queries without a raw text; taken as
+            it is.
     """
 
     raw: Mapping[str, str]
@@ -67,22 +68,24 @@ def recorded_rewrites(rewrites: Sequence[str], queries: Iterable[ConversationalQ
     """Return what a recorded teacher knows of the queries, possibly nothing. Raises as `read_recorded`.
 
     Args:
-        rewrites: files, or IN_CONVERSATIONS for what the queries bring themselves; a file's text counts before that.
+        rewrites: files, IN_CONVERSATIONS for the rewrites that the queries bring themselves, AS_ASKED for their questions;
+            a file's text counts first, then a rewrite, then the question.
         queries: those that are asked for.
     """
-    texts = read_recorded([uri for uri in rewrites if uri != IN_CONVERSATIONS])
+    texts = read_recorded([uri for uri in rewrites if uri not in WITHOUT_FILE])
     asked = list(queries)
     raw = {query.query_id: texts[query.query_id] for query in asked if query.query_id in texts}
-    if IN_CONVERSATIONS not in rewrites:
-        return RecordedRewrites(raw, {})
-    return RecordedRewrites(
-        raw, {query.query_id: query.rewrite for query in asked if query.rewrite and query.query_id not in raw}
-    )
+    held: dict[str, str] = {}
+    if AS_ASKED in rewrites:
+        held = {query.query_id: query.question for query in asked}
+    if IN_CONVERSATIONS in rewrites:
+        held |= {query.query_id: query.rewrite for query in asked if query.rewrite}
+    return RecordedRewrites(raw, {query_id: text for query_id, text in held.items() if query_id not in raw})
 
 
 def known_nothing(rewrites: Sequence[str], queries: Sequence[ConversationalQuery]) -> str:
     """Return the sentence that says that a recorded teacher has a rewrite of none of the queries, and what to look at."""
-    files = [uri for uri in rewrites if uri != IN_CONVERSATIONS]
+    files = [uri for uri in rewrites if uri not in WITHOUT_FILE]
     if not files:
         return "the conversations hold no rewrites of their own; only files of readers cast, ikat and passages may have them"
     return (

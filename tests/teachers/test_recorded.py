@@ -73,6 +73,15 @@ def test_what_conversations_hold_counts_only_when_asked_for_and_after_the_files(
     assert recorded_rewrites(("conversations",), queries).held == {"a": "held a", "b": "held b"}
 
 
+def test_questions_as_they_were_asked_come_after_files_and_conversations(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"_id": "a", "text": "from the file"}\n')
+    queries = [query("a", "held a"), query("b", "held b"), query("c")]
+    assert recorded_rewrites(("questions",), queries).held == dict.fromkeys("abc", "and why?")
+    every = recorded_rewrites((str(path), "questions", "conversations"), queries)
+    assert (every.raw, every.held) == ({"a": "from the file"}, {"b": "held b", "c": "and why?"})
+
+
 @pytest.mark.real_data
 def test_the_real_resolved_turns_of_cast_2019(shared_data: Path) -> None:
     path = shared_data / "trec" / "cast2019" / "evaluation_topics_annotated_resolved_v1.0.tsv"
