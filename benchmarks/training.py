@@ -3,7 +3,9 @@
 Compares raydistill (passages read from the index) with two recipes that encode the passages at every step; see
 `training_variants` for what each does and `training_inputs` for what all read. Every measurement is a process of its own.
 The recipes that encode passages hold [texts, tokens, vocabulary] logits, so their micro-batch decides their memory: each
-is tried at several sizes within `--memory-bound`, and measured at the fastest one. Linux only.
+is tried at several sizes within `--memory-bound`, and measured at the fastest one. Memory is compared twice: each at its
+fastest size, and all at the same number of queries a pass, up to what the bound allows. (The published recipes encode
+their whole batch in one pass, which takes more than this bound.) Linux only.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--memory-bound", type=float, default=12.0, help="GiB a variant may use (on cuda: of the device)")
-    parser.add_argument("--micro-batches", type=int, nargs="+", default=[BATCH, 3], help="of raydistill, each measured")
+    sizes = [BATCH, *(size for size in reversed(MICRO_BATCHES) if size < BATCH)]
+    parser.add_argument("--micro-batches", type=int, nargs="+", default=sizes, help="of raydistill, each measured")
     parser.add_argument(
         "--measured-steps", type=int, default=2, help="batches measured; raydistill measures three times more"
     )
@@ -113,7 +116,24 @@ def _compared(options: argparse.Namespace, folder: Path, threads: int) -> dict[s
     }
     for name, each in ratios.items():
         print(f"{name}: {each['speed']:.1f} times the queries/s, {each['memory']:.2f} of the memory above imports")
-    return {"threads": threads, "variants": measured, "ratios": ratios}
+    alike = _at_equal_sizes(measured, options)
+    for name, each in alike.items():
+        print(f"{name}: {each['speed']:.1f} times the queries/s, {each['memory']:.2f} of the memory above imports")
+    return {"threads": threads, "variants": measured, "ratios": ratios, "ratios_at_equal_micro_batch": alike}
+
+
+def _at_equal_sizes(measured: dict[str, Any], options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Compare raydistill with each recipe where both encode the same number of queries a pass."""
+    ours = {each["micro_batch"]: each for name, each in measured.items() if name.startswith(OURS)}
+    return {
+        f"{size} queries a pass, {OURS} against {name}": {
+            "speed": ours[size]["queries_per_second"] / trial["queries_per_second"],
+            "memory": _memory(ours[size], options) / _memory(trial, options),
+        }
+        for name, each in measured.items()
+        for size, trial in each.get("tried", {}).items()
+        if size in ours
+    }
 
 
 def _at_its_best(name: str, options: argparse.Namespace, folder: Path, threads: int) -> dict[str, Any]:

@@ -28,12 +28,22 @@ def check_inputs(config: DistillConfig, inputs: RunInputs) -> None:
     check_loggers(config.train.loggers)
     input_files(config.data.corpus)
     inputs.check()
-    load_term_counter(config.student)
+    _check_target(config, load_term_counter(config.student).vocabulary_size)
     check_positions(config.student)
     documents = config.index.documents
     if isinstance(documents, LearnedDocumentsConfig):
         _check_learned(documents, config.student.head)
     _check_starts(config.student, documents)
+
+
+def _check_target(config: DistillConfig, vocabulary_size: int) -> None:
+    """Raise ConfigError when no query could ever exceed the sparsity target: neither L0 nor FLOPS passes the vocabulary."""
+    target = config.train.regularisation.target
+    if target is not None and target.bound >= vocabulary_size:
+        raise ConfigError(
+            f"train.regularisation.target is {target}, and the student's vocabulary has {vocabulary_size} terms, so every "
+            "query holds it and it would change nothing; lower the bound, or leave the target out"
+        )
 
 
 def check_workers(config: DistillConfig, stages: Collection[str]) -> None:

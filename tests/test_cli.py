@@ -87,6 +87,11 @@ def test_a_model_that_cannot_do_what_is_asked_is_refused_before_ray_starts(
     assert sentence in refused(*overrides)
 
 
+def test_a_sparsity_target_that_every_query_holds_is_refused(refused: Run) -> None:
+    error = refused("train.regularisation={target: 'l0<=1000000'}")
+    assert "train.regularisation.target is l0<=1000000, and the student's vocabulary has" in error
+
+
 def test_an_objective_that_learns_from_gold_passages_needs_some(refused: Run) -> None:
     error = refused("data.train.qrels=", "train.objective=0.9*kld + 0.1*infonce")
     assert "train.objective has infonce, which learns from gold passages, and no training turn has one" in error

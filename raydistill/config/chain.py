@@ -97,6 +97,11 @@ class DistillConfig(Section):
                 f"train.sampling.policy is {sampling.policy}, and a query has about {most} candidates at most (score.top_k "
                 f"{self.score.top_k}, {miners} rankings), so the window is empty; lower first or raise score.top_k"
             )
+        if sampling.passages > most + (sampling.gold != "none"):
+            raise ValueError(
+                f"train.sampling.passages is {sampling.passages}, and a query has about {most} candidates at most (score.top_k "
+                f"{self.score.top_k}, {miners} rankings), so no step could ever draw as many; lower it or raise score.top_k"
+            )
         if sampling.batches == "source" and len(self.data.train) == 1:
             raise ValueError(
                 "train.sampling.batches is source, and data.train has one source only, so it would change nothing; take "
