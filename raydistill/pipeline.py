@@ -324,6 +324,18 @@ class Chain:
         store = open_store(self.config.root)
         return list(json.loads(store.read(key))) if store.info(key) else []
 
+    def training_curves(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return the training and the validation records of all rounds, steps counted through them."""
+        from raydistill.distill.train import training_records, validation_records
+
+        curves: list[dict[str, Any]] = []
+        validation: list[dict[str, Any]] = []
+        for each in self._rounds:
+            before = curves[-1]["step"] if curves else 0
+            for joined, read in ((curves, training_records), (validation, validation_records)):
+                joined += [{**record, "step": record["step"] + before} for record in read(self.config, each.student)]
+        return curves, validation
+
     def record_config(self) -> None:
         """Store the resolved configuration and its fingerprint, so that the run can be repeated."""
         store = open_store(self.config.root)
@@ -357,12 +369,11 @@ class Chain:
         open_store(self.config.root).replace(f"{self.prefix}/stages.json", json.dumps(records, indent=1).encode())
 
     def _report(self, evaluation: Artifact, student: Artifact) -> None:
-        from raydistill.distill.train import training_records, validation_records
         from raydistill.evaluation.evaluate import load_metrics
         from raydistill.evaluation.report import build_report, console_table
 
         metrics = load_metrics(evaluation)
-        curves, validation = training_records(self.config, student), validation_records(self.config, student)
+        curves, validation = self.training_curves()
         report = build_report(self.config, metrics, curves, self.stage_records(), validation)
         store = open_store(self.config.root)
         store.replace(f"{self.prefix}/report.html", report.html.encode())
