@@ -123,7 +123,7 @@ def test_a_dumped_configuration_loads_as_an_equal_one(config_file: Path, tmp_pat
         ("train.objective=kld(tau=1", "the bracket is never closed"),
         ("train.sampling.policy=5", "train.sampling.policy: must be text, such as uniform"),
         ("train.sampling.policy=window(first=3001, last=4000)", "so the window is empty; lower first or raise score.top_k"),
-        ("train.sampling.passages=3002", "so no step could ever draw as many; lower it or raise score.top_k"),
+        ("train.sampling.passages=3002", "so no step could draw as many; lower it or raise score.top_k"),
         ("train.sampling.batches=source", "data.train has one source only, so it would change nothing"),
         ("train.regularisation.target=25", "train.regularisation.target: must be text, such as l0<=25"),
         ("train.regularisation.target=l0<=0.5", "leaves queries without a term; the bound must be at least 1"),

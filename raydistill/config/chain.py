@@ -100,7 +100,7 @@ class DistillConfig(Section):
         if sampling.passages > most + (sampling.gold != "none"):
             raise ValueError(
                 f"train.sampling.passages is {sampling.passages}, and a query has about {most} candidates at most "
-                f"(score.top_k {self.score.top_k}, {miners} rankings), so no step could ever draw as many; lower it or raise "
+                f"(score.top_k {self.score.top_k}, {miners} rankings), so no step could draw as many; lower it or raise "
                 "score.top_k"
             )
         if sampling.batches == "source" and len(self.data.train) == 1:
