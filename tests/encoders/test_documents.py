@@ -105,6 +105,19 @@ def test_settings_follow_content_and_not_place(tiny_folder: Folder, tmp_path: Pa
         assert document_encoder_settings(moved, student(copy)) != before
 
 
+def test_what_prunes_or_rounds_vectors_is_in_the_fingerprint(tiny_folder: Folder, texts: list[str]) -> None:
+    plain = SpladeDocumentsConfig(model=str(tiny_folder()), max_tokens=64)
+    config = student(tiny_folder())
+    settings = document_encoder_settings(plain, config)
+    assert set(settings) == {"kind", "max_terms", "max_tokens", "model", "trust_remote_code"}
+    whole = load_document_encoder(plain, config, device="cpu").encode_passages(texts)
+    for changes in ({"min_weight": float(np.median(whole.weights))}, {"precision": "bf16"}):
+        changed = plain.model_copy(update=changes)
+        assert document_encoder_settings(changed, config) == {**settings, **changes}
+        found = load_document_encoder(changed, config, device="cpu").encode_passages(texts)
+        assert not np.array_equal(found.to_dense(), whole.to_dense())
+
+
 def test_settings_of_hub_models_need_no_download_and_leave_out_batch_sizes() -> None:
     hub = StudentConfig(model="some/student", revision="abc")
     settings = document_encoder_settings(SpladeDocumentsConfig(model="some/splade", batch_tokens=7), hub)
