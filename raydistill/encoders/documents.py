@@ -6,7 +6,6 @@ compute fingerprints without importing torch.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -181,7 +180,6 @@ def _load_splade(documents: SpladeDocumentsConfig, student: StudentConfig, devic
         stored = load_student(folder, documents.trust_remote_code)
         model, tokenizer = stored.model, stored.tokenizer
     else:
-        _check_pooling(documents)
         model = load_model(documents.model, documents.revision, "mlm", documents.trust_remote_code, field)
         tokenizer = load_tokenizer(documents.model, documents.revision, documents.trust_remote_code, f"{field}.model")
     model.check_length(documents.max_tokens, f"{field}.max_tokens")
@@ -204,31 +202,6 @@ def _check_same_vocabulary(tokenizer: Any, model: str, student: StudentConfig) -
         raise ConfigError(
             f"index.documents.model {model!r} and student.model {student.model!r} have different vocabularies, so their "
             "vectors cannot be compared; choose two models with the same tokenizer"
-        )
-
-
-def _check_pooling(documents: SpladeDocumentsConfig) -> None:
-    """Raise ConfigError when a sentence_transformers checkpoint says that it pools in another way than SPLADE's maximum."""
-    from transformers.utils.hub import cached_file
-
-    try:
-        path = cached_file(
-            resolve_model(documents.model, "index.documents.model"),
-            "1_SpladePooling/config.json",
-            revision=documents.revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    except OSError:
-        return  # no such model at all: loading it says so
-    if path is None:
-        return
-    pooling = json.loads(Path(path).read_text(encoding="utf-8"))
-    found = (pooling.get("pooling_strategy", "max"), pooling.get("activation_function", "relu"))
-    if found != ("max", "relu"):
-        raise ConfigError(
-            f"index.documents.model: {documents.model!r} pools by {found[0]} of {found[1]}; only max of relu is supported"
         )
 
 

@@ -48,6 +48,7 @@ class SpladeModel(nn.Module):
         attention: of a decoder; None elsewhere.
         pooling: over tokens; "last" for decoders only.
         table: the table head's parameters.
+        log_twice: of an mlm head: its weights go through log(1 + w) once more, as some checkpoints want.
 
     Attributes:
         backbone: the Hugging Face model; None for a table.
@@ -66,11 +67,13 @@ class SpladeModel(nn.Module):
         attention: Attention | None = None,
         pooling: Pooling = "max",
         table: TermTable | None = None,
+        log_twice: bool = False,
     ) -> None:
         super().__init__()
         self.head: HeadKind = head
         self.attention = attention
         self.pooling = pooling
+        self.log_twice = log_twice
         self.table = table
         self.backbone = None if head == "table" else backbone
         self.config = backbone if head == "table" else backbone.config
@@ -134,7 +137,8 @@ class SpladeModel(nn.Module):
             pooled = backbones.pooled_in_decoder(self.backbone, input_ids, attention_mask)
         else:
             pooled = backbones.pooled_from_logits(self.backbone, input_ids, attention_mask)
-        return pooled
+        # The logarithm rises, so it may come after the maximum.
+        return torch.log1p(pooled) if self.log_twice else pooled
 
     def start_head(
         self,
@@ -208,7 +212,8 @@ class SpladeModel(nn.Module):
         """
         if self.backbone is None or not is_adapted(self.backbone):
             return self
-        model = SpladeModel(merged_backbone(self.backbone), self.head, self.attention, self.pooling)
+        backbone = merged_backbone(self.backbone)
+        model = SpladeModel(backbone, self.head, self.attention, self.pooling, log_twice=self.log_twice)
         if self.vocabulary_head is not None and model.vocabulary_head is not None:
             with torch.no_grad():
                 model.vocabulary_head.scale.copy_(self.vocabulary_head.scale)
@@ -247,8 +252,9 @@ class SpladeModel(nn.Module):
 
 
 def load_model(model: str, revision: str | None, head: HeadKind, trust_remote_code: bool, field: str) -> SpladeModel:
-    """Load an encoder with an mlm or identity head; see `backbones.load_backbone`, which raises ConfigError."""
-    return SpladeModel(backbones.load_backbone(model, revision, head, trust_remote_code, field), head)
+    """Load an encoder with an mlm or identity head; `load_backbone` and `logs_twice` of `backbones` raise ConfigError."""
+    backbone = backbones.load_backbone(model, revision, head, trust_remote_code, field)
+    return SpladeModel(backbone, head, log_twice=head == "mlm" and backbones.logs_twice(model, revision, field))
 
 
 class SpladeEncoder:
