@@ -91,9 +91,8 @@ def test_the_poolings_of_other_checkpoints_are_honoured_or_refused(
     theirs.max_seq_length = 64
     expected = theirs.encode(texts, convert_to_sparse_tensor=False).cpu().numpy()
     (twice / "1_SpladePooling").rename(twice / folder)
-    encoder = load_document_encoder(
-        SpladeDocumentsConfig(model=str(twice), max_tokens=64), student(tiny_folder()), None, "cpu"
-    )
+    documents = SpladeDocumentsConfig(model=str(twice), max_tokens=64)
+    encoder = load_document_encoder(documents, student(tiny_folder()), device="cpu")
     np.testing.assert_allclose(encoder.encode_passages(texts).to_dense(), expected, atol=1e-5)
     (twice / folder / "config.json").write_text(json.dumps({**pooling, "pooling_strategy": "sum"}))
     with pytest.raises(ConfigError, match=r"index\.documents\.model: .* pools by sum of relu"):
@@ -113,6 +112,7 @@ def test_a_checkpoint_of_the_second_logarithm_is_exported_and_trained_as_one(
     assert starting_model(student(source)).log_twice
     stored = load_student(source)
     save_student(stored.model, stored.tokenizer, exported, TextConfig(max_tokens=64), "card")
+    texts = texts[:-1]  # the last is cut where the folder says
     vectors = load_student(exported).encoder(device="cpu").encode_queries(texts).to_dense()
     once = load_student(tiny_folder()).encoder(device="cpu").encode_queries(texts).to_dense()
     np.testing.assert_allclose(vectors, np.log1p(once), atol=1e-5)
