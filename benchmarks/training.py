@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from processes import CHECKOUT, in_a_process, machine
 from training_inputs import BATCH, MODEL, NEGATIVES, PASSAGE_TOKENS, TEXT
 from training_variants import VARIANTS, measure
 
-CHECKOUT = Path(__file__).resolve().parent.parent
 OURS = "raydistill"
 MICRO_BATCHES = (1, 2, 3, 4, 6, 12)
 STEPS = 6
@@ -55,12 +52,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.inputs or Path(temporary)
         if not (folder / "batches.json").is_file():
-            _in_a_process(
+            in_a_process(
                 ["-c", f"import training_inputs; from pathlib import Path; {_preparation(folder, options.data)}"], 2
             )
         runs = [_compared(options, folder, threads) for threads in options.threads]
     result = {
-        "machine": _machine(options.device),
+        "machine": machine(options.device),
         "versions": {name: version(name) for name in PACKAGES},
         "settings": {
             "model": MODEL,
@@ -172,36 +169,8 @@ def _run(
         "queries": queries,
     }
     script = str(Path(__file__).resolve())
-    answer = _in_a_process([script, "--inputs", str(folder), "--worker", json.dumps(work)], threads)
+    answer = in_a_process([script, "--inputs", str(folder), "--worker", json.dumps(work)], threads)
     return dict(json.loads(answer.splitlines()[-1]))
-
-
-def _in_a_process(arguments: list[str], threads: int) -> str:
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(Path(__file__).resolve().parent)]),
-    }
-    ended = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise SystemExit(f"a measurement ended with status {ended.returncode}:\n{ended.stderr[-3000:]}")
-    return ended.stdout
-
-
-def _machine(device: str) -> dict[str, Any]:
-    machine = {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
-    model = [
-        line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    machine["cpu"] = model[0] if model else platform.machine()
-    if device == "cuda":
-        import torch
-
-        machine["gpu"] = torch.cuda.get_device_name()
-    return machine
 
 
 if __name__ == "__main__":

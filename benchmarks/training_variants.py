@@ -20,6 +20,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+from processes import memory, reset_peak
 from training_inputs import (
     BATCH,
     NEGATIVES,
@@ -34,7 +35,6 @@ from training_inputs import (
 
 LEARNING_RATE = 2e-5
 HEAD_FILE = "head.safetensors"
-STATUS = Path("/proc/self/status")
 
 
 def measure(variant: str, folder: Path, device: str, precision: str, micro: int, queries: tuple[int, int]) -> dict[str, Any]:
@@ -54,8 +54,8 @@ def measure(variant: str, folder: Path, device: str, precision: str, micro: int,
     train = VARIANTS[variant](folder, device, precision, micro)  # imports happen here, models load when it is called
     import transformers.models.bert.modeling_bert  # noqa: F401  (120 MB that every variant imports when its model loads)
 
-    baseline = _memory("VmRSS")
-    _reset_peak()
+    baseline = memory("VmRSS")
+    reset_peak()
     unit = BATCH if variant == "raydistill" else micro  # what a reported loss is of
     warm_up, measured = (count // unit for count in queries)
     losses: list[float] = []
@@ -73,8 +73,8 @@ def measure(variant: str, folder: Path, device: str, precision: str, micro: int,
         "queries_per_second": measured * unit / seconds,
         "first_loss": _first_loss(losses, BATCH // unit),
         "baseline": baseline,
-        "peak": _memory("VmHWM"),
-        "above_baseline": _memory("VmHWM") - baseline,
+        "peak": memory("VmHWM"),
+        "above_baseline": memory("VmHWM") - baseline,
     }
     if device == "cuda":
         import torch
@@ -85,17 +85,6 @@ def measure(variant: str, folder: Path, device: str, precision: str, micro: int,
 
 def _first_loss(losses: list[float], pieces: int) -> float | None:
     return sum(losses[:pieces]) / pieces if len(losses) >= pieces else None
-
-
-def _memory(field: str) -> int:
-    """Return a figure of this process in bytes: VmRSS, resident now, or VmHWM, the highest since it was reset."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
-
-
-def _reset_peak() -> None:
-    """Let VmHWM start again from what is resident now (proc(5))."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _pieces(folder: Path, micro: int) -> Iterator[list[Query]]:

@@ -94,23 +94,39 @@ def _exists(path: str) -> bool:
 
 
 def require_resources(workers: WorkerConfig, stage: str) -> None:
-    """Raise ResourceError when the cluster can never hold the actors; Ray itself would wait for ever without a word."""
-    total = ray.cluster_resources()
-    largest = {
-        name: max(node["Resources"].get(name, 0.0) for node in ray.nodes() if node["Alive"]) for name in ("CPU", "GPU")
-    }
+    """Raise ResourceError when the cluster can never hold the actors, or of a pool with a range the fewest of them; Ray
+    itself would wait for ever without a word."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    actors = workers.fewest_actors
     for resource, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
-        wanted = workers.actors * each
-        if each > largest[resource] + 1e-9 and wanted <= total.get(resource, 0.0) + 1e-9:
+        total, largest = (kind(node.get(resource, 0.0) for node in nodes) for kind in (sum, max))
+        wanted = actors * each
+        if each > largest + 1e-9 and wanted <= total + 1e-9:
             raise ResourceError(
                 f"{stage}.workers asks for {each:g} {resource} for one actor, but no node has more than "
-                f"{largest[resource]:g}; lower {stage}.workers.{resource.lower()}s"
+                f"{largest:g}; lower {stage}.workers.{resource.lower()}s"
             )
-        if wanted > total.get(resource, 0.0) + 1e-9:
+        if wanted > total + 1e-9:
             raise ResourceError(
-                f"{stage}.workers asks for {workers.actors} actors, together {wanted:g} {resource}, but the cluster has "
-                f"{total.get(resource, 0.0):g}; lower {stage}.workers.actors or .{resource.lower()}s, or add nodes"
+                f"{stage}.workers asks for {actors} actors, together {wanted:g} {resource}, but the cluster has "
+                f"{total:g}; lower {stage}.workers.actors or .{resource.lower()}s, or add nodes"
             )
+    room = sum(_places(node.get("CPU", 0.0), node.get("GPU", 0.0), workers) for node in nodes)
+    if actors > room:
+        raise ResourceError(
+            f"{stage}.workers asks for {actors} actors of {workers.cpus:g} CPU and {workers.gpus:g} GPU, but node by node "
+            f"(and GPU by GPU) the cluster has room for {room}; lower {stage}.workers.actors, or what each reserves"
+        )
+
+
+def _places(cpus: float, gpus: float, workers: WorkerConfig) -> int:
+    """Return how many of the actors a node holds; one that takes a fraction of a GPU takes it of one GPU."""
+    places = int(cpus / workers.cpus + 1e-9)
+    if workers.gpus >= 1:
+        places = min(places, int(gpus / workers.gpus + 1e-9))
+    elif workers.gpus > 0:
+        places = min(places, int(gpus) * int(1 / workers.gpus + 1e-9))
+    return places
 
 
 class _ShardActor:
@@ -161,7 +177,7 @@ def map_shards(
         worker: class whose instances take a specification and return a JSON-able receipt. Must be idempotent: a shard
             whose actor or node dies runs again elsewhere.
         arguments: constructor arguments, picklable.
-        workers: size of the pool and resources of an actor.
+        workers: size of the pool, or its range (Ray Data adds actors while shards queue), and resources of an actor.
         stage: name of the configuration section, for messages.
 
     Raises:
@@ -180,7 +196,7 @@ def map_shards(
             _ShardActor,
             batch_size=1,
             batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=pool.actors),
+            compute=ray.data.ActorPoolStrategy(min_size=pool.fewest_actors, max_size=pool.actors),
             fn_constructor_kwargs={"worker": worker, "arguments": dict(arguments), "threads": max(1, int(pool.cpus))},
             num_cpus=pool.cpus,
             num_gpus=pool.gpus or None,

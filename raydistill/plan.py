@@ -86,4 +86,6 @@ def _pool(config: DistillConfig, stage: str) -> WorkerConfig:
 
 
 def _workers(workers: WorkerConfig) -> tuple[str, str, str]:
-    return (str(workers.actors), f"{workers.cpus:g}", f"{workers.gpus:g}")
+    fewest = workers.fewest_actors
+    actors = str(workers.actors) if fewest == workers.actors else f"{fewest} to {workers.actors}"
+    return (actors, f"{workers.cpus:g}", f"{workers.gpus:g}")

@@ -6,9 +6,10 @@ import os
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from raydistill.actor_pool import map_shards, require_resources
-from raydistill.config import WorkerConfig
+from raydistill.actor_pool import _places, map_shards, require_resources
+from raydistill.config import PoolConfig, TrainConfig, WorkerConfig
 from raydistill.errors import DataError, ResourceError
 
 
@@ -55,3 +56,36 @@ def test_actors_that_no_node_can_hold_are_refused(ray_cluster: None) -> None:
         require_resources(WorkerConfig(actors=3), "index")
     with pytest.raises(ResourceError, match="together 1 GPU, but the cluster has 0"):
         require_resources(WorkerConfig(gpus=1), "train")
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "workers", "places"),
+    [
+        (4, 0, {"cpus": 1.5}, 2),
+        (1, 0, {"cpus": 0.1}, 10),
+        (16, 2, {"gpus": 1}, 2),
+        (3, 8, {"gpus": 1}, 3),
+        (16, 3, {"gpus": 2}, 1),
+        (16, 2, {"gpus": 0.25}, 8),
+        (16, 2, {"gpus": 0.6}, 2),  # together 1.2 GPUs of 2, yet a third would find 0.4 on either
+    ],
+)
+def test_an_actor_shares_one_gpu_and_never_two(cpus: float, gpus: float, workers: dict[str, float], places: int) -> None:
+    assert _places(cpus, gpus, WorkerConfig(**workers)) == places
+
+
+def test_a_pool_begins_with_what_the_cluster_has(ray_cluster: None) -> None:
+    pool = PoolConfig(actors=5, min_actors=1)
+    with pytest.raises(ResourceError, match="asks for 5 actors"):
+        require_resources(PoolConfig(actors=5), "index")
+    receipts = list(map_shards(SPECS, Doubler, {}, pool, "index"))
+    assert sorted(receipt["n"] for receipt in receipts) == [2, 4, 6, 8, 10]
+
+
+def test_impossible_pools_are_refused_where_they_are_written() -> None:
+    with pytest.raises(ValidationError, match="min_actors is 3, more than actors"):
+        PoolConfig(actors=2, min_actors=3)
+    with pytest.raises(ValidationError, match="whole GPUs or a fraction of one"):
+        WorkerConfig(gpus=1.5)
+    with pytest.raises(ValidationError, match="min_actors"):
+        TrainConfig(workers={"actors": 2, "min_actors": 1})

@@ -46,6 +46,10 @@ class SpladeDocumentsConfig(Section):
     max_tokens: PositiveInt = 256
     max_terms: PositiveInt = 512
     """Heaviest terms kept of a passage."""
+    min_weight: NonNegativeFloat = 0.0
+    """Terms of a passage that are not heavier are dropped."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What encoding computes in. bf16 pays on GPUs; on a CPU measure first (benchmarks/encoder.py)."""
     batch_tokens: Operational[PositiveInt] = 8192
     trust_remote_code: bool = False
 
@@ -223,6 +227,10 @@ class LearnedDocumentsConfig(Section):
     """Tokens kept of a passage when the index is built."""
     max_terms: PositiveInt = 512
     """Heaviest terms kept of a passage."""
+    min_weight: NonNegativeFloat = 0.0
+    """Terms of a passage that are not heavier are dropped when the index is built."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What encoding computes in, as for splade; `training.precision` is that of its training."""
     batch_tokens: Operational[PositiveInt] = 8192
     training: DocumentTrainingConfig = DocumentTrainingConfig()
     starts_student: bool = True

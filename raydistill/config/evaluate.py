@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from raydistill.config.fields import Operational, Section, WorkerConfig
+from raydistill.config.fields import Operational, PoolConfig, Section
 
 
 class EvaluateConfig(Section):
@@ -18,7 +18,7 @@ class EvaluateConfig(Section):
     """Resamples of the confidence intervals."""
     seed: int = 0
     queries_per_part: Operational[PositiveInt] = 256
-    workers: WorkerConfig = WorkerConfig()
+    workers: PoolConfig = PoolConfig()
 
     @field_validator("measures")
     @classmethod

@@ -6,7 +6,16 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationInfo
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    model_validator,
+)
 
 
 class _Mark:
@@ -66,6 +75,35 @@ class WorkerConfig(Section):
     """CPUs reserved by each actor; also its number of compute threads."""
     gpus: Operational[NonNegativeFloat] = 0.0
     """GPUs reserved by each actor; fractions share one."""
+
+    @property
+    def fewest_actors(self) -> int:
+        """With how many actors the work can be done."""
+        return self.actors
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> WorkerConfig:
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus is {self.gpus:g}: an actor has whole GPUs or a fraction of one; use a whole number")
+        return self
+
+
+class PoolConfig(WorkerConfig):
+    """A pool of Ray actors that may begin small."""
+
+    min_actors: Operational[PositiveInt | None] = None
+    """The pool starts with this many and grows to `actors` while shards wait and the cluster has room; None: all at once."""
+
+    @property
+    def fewest_actors(self) -> int:
+        """With how many actors the work can be done; never more than `actors`."""
+        return min(self.min_actors or self.actors, self.actors)
+
+    @model_validator(mode="after")
+    def _range(self) -> PoolConfig:
+        if self.min_actors is not None and self.min_actors > self.actors:
+            raise ValueError(f"min_actors is {self.min_actors}, more than actors ({self.actors}); lower it, or raise actors")
+        return self
 
 
 def operational_fields(model: type[BaseModel]) -> frozenset[str]:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from raydistill.config.documents import DocumentsConfig, LexicalDocumentsConfig
-from raydistill.config.fields import Name, Section, WorkerConfig
+from raydistill.config.fields import Name, PoolConfig, Section
 
 
 class IndexConfig(Section):
@@ -19,7 +19,7 @@ class IndexConfig(Section):
     """Passages in a segment; also the most that one worker holds in memory."""
     impacts: Literal["f32", "f16", "u8"] = "f16"
     """Stored precision of impacts."""
-    workers: WorkerConfig = WorkerConfig()
+    workers: PoolConfig = PoolConfig()
 
 
 class ScoreConfig(Section):
@@ -29,4 +29,4 @@ class ScoreConfig(Section):
     """Passages retrieved for each teacher's rewrite; the candidates are their union and the gold passages."""
     queries_per_part: PositiveInt = 1024
     """Queries in one Parquet part, and the most that a crash can lose."""
-    workers: WorkerConfig = WorkerConfig()
+    workers: PoolConfig = PoolConfig()

@@ -14,8 +14,8 @@ from raydistill.config.fields import (
     NonNegativeFloat,
     NonNegativeInt,
     Operational,
+    PoolConfig,
     Section,
-    WorkerConfig,
 )
 
 IN_CONVERSATIONS = "conversations"
@@ -74,7 +74,7 @@ class TransformersTeacherConfig(Section):
     turns_per_task: Operational[PositiveInt] = 128
     """Turns handed to an actor at a time, and the most that a crash can lose."""
     trust_remote_code: bool = False
-    workers: WorkerConfig = WorkerConfig()
+    workers: PoolConfig = PoolConfig()
 
 
 TeacherConfig = Annotated[RecordedTeacherConfig | TransformersTeacherConfig, Field(discriminator="engine")]

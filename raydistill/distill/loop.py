@@ -46,7 +46,8 @@ from raydistill.distill.step import StepTensors, query_gradients
 from raydistill.distill.stream import CandidateStream, MinedQuery, Prefetch, StepBatch
 from raydistill.distill.validation import Finding, Progress, Validator
 from raydistill.distill.whole_state import KINDS, Kind, WholeState, load_parameters
-from raydistill.encoders.splade import SpladeModel, sparse_rows
+from raydistill.encoders.encoding import sparse_rows
+from raydistill.encoders.splade import SpladeModel
 from raydistill.encoders.tokens import pad_id, padded, tokenize
 from raydistill.errors import TrainingError
 from raydistill.storage.artifacts import fingerprint

@@ -6,20 +6,25 @@ What comes after the states lives in `heads`; which weights are trained in `adap
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers.utils.hub import cached_file
 
 from raydistill.config import Attention, HeadKind
 from raydistill.encoders.head import splade_head
 from raydistill.errors import ConfigError
 from raydistill.model_source import resolve_model
 
+_POOLING_FOLDERS = ("1_SpladePooling", "document_1_SpladePooling")
+"""Where sentence_transformers describes the pooling: of one encoder, and of the document side of two."""
 _FACTORIES = {"mlm": AutoModelForMaskedLM, "identity": AutoModel, "decoder": AutoModelForCausalLM}
 
 
@@ -60,6 +65,36 @@ def load_backbone(
             f"{field}.model: {model!r} lacks weights of its own architecture: {', '.join(missing[:3])}; is it complete?"
         )
     return backbone.eval()
+
+
+def logs_twice(model: str, revision: str | None, field: str) -> bool:
+    """Whether a checkpoint's weights are log(1 + log(1 + ReLU(logit))) (arXiv 2504.14839), not log(1 + ReLU(logit)).
+
+    sentence_transformers' folders say so; one that says nothing, such as naver's, has the plain form. Raises ConfigError for
+    poolings other than the maximum over tokens.
+    """
+    found = next(filter(None, (_pooling_config(model, revision, name, field) for name in _POOLING_FOLDERS)), {})
+    strategy, activation = found.get("pooling_strategy", "max"), found.get("activation_function", "relu")
+    if strategy != "max" or activation not in ("relu", "log1p_relu"):
+        raise ConfigError(
+            f"{field}.model: {model!r} pools by {strategy} of {activation}; only max of relu and of log1p_relu are supported"
+        )
+    return bool(activation == "log1p_relu")
+
+
+def _pooling_config(model: str, revision: str | None, folder: str, field: str) -> dict[str, Any]:
+    try:
+        path = cached_file(
+            resolve_model(model, f"{field}.model"),
+            f"{folder}/config.json",
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except OSError:
+        return {}  # no such model at all: loading it says so
+    return {} if path is None else dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def position_limit(backbone: Any) -> int | None:

@@ -57,6 +57,22 @@ class SparseBatch:
         positions = np.repeat(self.indptr[picked] - indptr[:-1], lengths) + np.arange(indptr[-1])
         return SparseBatch(indptr, self.term_ids[positions], self.weights[positions], self.vocabulary_size)
 
+    def heaviest(self, terms: int) -> SparseBatch:
+        """Return the rows with the `terms` heaviest of each, at least 1; of equal weights those with lower ids."""
+        lengths = self.lengths()
+        kept = np.ones(self.nnz, dtype=bool)
+        for row in np.flatnonzero(lengths > terms):
+            start, stop = self.indptr[row], self.indptr[row + 1]
+            weights = self.weights[start:stop]
+            lightest = np.partition(weights, -terms)[-terms]
+            kept[start:stop] = ~(weights <= lightest)
+            room = terms - int(np.count_nonzero(kept[start:stop]))
+            kept[start + np.flatnonzero(weights == lightest)[:room]] = True
+        if kept.all():
+            return self
+        indptr = np.concatenate([[0], np.cumsum(kept)])[self.indptr].astype(np.int64)
+        return SparseBatch(indptr, self.term_ids[kept], self.weights[kept], self.vocabulary_size)
+
     def validate(self) -> None:
         """Raise ValueError when an invariant of the class docstring does not hold."""
         if len(self.indptr) == 0 or self.indptr[0] != 0 or np.any(np.diff(self.indptr) < 0):

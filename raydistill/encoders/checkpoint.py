@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from raydistill.config import Attention, HeadKind, Pooling, StudentConfig, TextConfig
 from raydistill.encoders.adaptation import adapt
-from raydistill.encoders.backbones import load_backbone
+from raydistill.encoders.backbones import load_backbone, logs_twice
 from raydistill.encoders.calibration import silent_terms
 from raydistill.encoders.documents import load_tokenizer, model_config
 from raydistill.encoders.heads import TermTable
@@ -168,7 +168,8 @@ def load_student(folder: Path | str, trust_remote_code: bool = False) -> Student
         model = SpladeModel(config, "table", table=table)
     else:
         backbone = load_backbone(str(folder), None, settings.head, trust_remote_code, field="student")
-        model = SpladeModel(backbone, settings.head, settings.attention, settings.pooling)
+        twice = settings.head == "mlm" and logs_twice(str(folder), None, "student")
+        model = SpladeModel(backbone, settings.head, settings.attention, settings.pooling, log_twice=twice)
     if model.vocabulary_head is not None:
         with torch.no_grad():
             model.vocabulary_head.bias.copy_(own["bias"])
@@ -189,7 +190,8 @@ def starting_model(student: StudentConfig) -> SpladeModel:
         return model
     if student.head != "table":
         backbone = load_backbone(student.model, student.revision, student.head, student.trust_remote_code, "student")
-        return SpladeModel(backbone, student.head, student.attention, student.pooling or "max")
+        twice = student.head == "mlm" and logs_twice(student.model, student.revision, "student")
+        return SpladeModel(backbone, student.head, student.attention, student.pooling or "max", log_twice=twice)
     assert student.recency_parts is not None
     tokenizer = load_tokenizer(student.model, student.revision, student.trust_remote_code, "student.model")
     config = model_config(student.model, student.revision, student.trust_remote_code)
@@ -212,6 +214,8 @@ def check_start(student: StudentConfig, field: str = "student") -> None:
     folder = Path(resolve_model(student.model, f"{field}.model"))
     if student.head == "table" or not folder.is_dir() or (folder / SETTINGS_FILE).is_file():
         return
+    if student.head == "mlm":
+        logs_twice(student.model, student.revision, field)
     with _quiet_loading():
         backbone = load_backbone(
             student.model, student.revision, student.head, student.trust_remote_code, field, device="meta"
@@ -299,7 +303,8 @@ def _save_sentence_transformers_files(model: SpladeModel, tokenizer: Any, folder
     for path, kind in modules.items():
         if kind == "pooling":
             (folder / path).mkdir(exist_ok=True)
-            _write_json(folder / path / "config.json", {"pooling_strategy": "max", "activation_function": "relu"})
+            activation = "log1p_relu" if model.log_twice else "relu"
+            _write_json(folder / path / "config.json", {"pooling_strategy": "max", "activation_function": activation})
     listed = [
         {"idx": number, "name": str(number), "path": path, "type": MODULE_TYPES[kind]}
         for number, (path, kind) in enumerate(modules.items())

@@ -6,7 +6,6 @@ compute fingerprints without importing torch.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.folders import fetch_folder
 
 TOKENIZER_FILES = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+_ADDED = ("min_weight", "precision")
 MODEL_FILES = (
     *TOKENIZER_FILES,
     "*.safetensors",
@@ -82,6 +82,8 @@ def _trained_splade(documents: LearnedDocumentsConfig, folder: str) -> SpladeDoc
         model=folder,
         max_tokens=documents.max_tokens,
         max_terms=documents.max_terms,
+        min_weight=documents.min_weight,
+        precision=documents.precision,
         batch_tokens=documents.batch_tokens,
         trust_remote_code=documents.trust_remote_code,
     )
@@ -148,18 +150,27 @@ def document_encoder_settings(documents: DocumentsConfig, student: StudentConfig
     if isinstance(documents, LearnedDocumentsConfig):
         # How it was trained is in the encoder's own fingerprint.
         kept = {"kind": documents.kind, "max_tokens": documents.max_tokens, "max_terms": documents.max_terms}
-        return {**kept, "encoder": trained_encoder(documents).fingerprint}
+        return {**kept, **_uncommon(documents), "encoder": trained_encoder(documents).fingerprint}
     settings: dict[str, Any] = dict(result_fields(documents))
     if isinstance(documents, LexicalDocumentsConfig):
         settings["tokenizer"] = model_identity(student.model, student.revision, TOKENIZER_FILES, "student.model")
     else:
-        settings.pop("revision")
+        settings = {name: value for name, value in settings.items() if name not in ("revision", *_ADDED)}
+        settings |= _uncommon(documents)
         settings["model"] = model_identity(documents.model, documents.revision, MODEL_FILES, "index.documents.model")
     return settings
 
 
+def _uncommon(documents: SpladeDocumentsConfig | LearnedDocumentsConfig) -> dict[str, Any]:
+    """Return the later settings where they are not the default, so that indexes made before them keep their fingerprint."""
+    defaults = type(documents).model_fields
+    return {name: value for name in _ADDED if (value := getattr(documents, name)) != defaults[name].default}
+
+
 def _load_splade(documents: SpladeDocumentsConfig, student: StudentConfig, device: str | None) -> SparseEncoder:
     # Imported here: the driver computes fingerprints without torch, and `checkpoint` imports this module.
+    import torch
+
     from raydistill.encoders.checkpoint import SETTINGS_FILE, load_student
     from raydistill.encoders.splade import SpladeEncoder, load_model
 
@@ -169,12 +180,13 @@ def _load_splade(documents: SpladeDocumentsConfig, student: StudentConfig, devic
         stored = load_student(folder, documents.trust_remote_code)
         model, tokenizer = stored.model, stored.tokenizer
     else:
-        _check_pooling(documents)
         model = load_model(documents.model, documents.revision, "mlm", documents.trust_remote_code, field)
         tokenizer = load_tokenizer(documents.model, documents.revision, documents.trust_remote_code, f"{field}.model")
     model.check_length(documents.max_tokens, f"{field}.max_tokens")
     _check_same_vocabulary(tokenizer, documents.model, student)
-    return SpladeEncoder(model, tokenizer, documents.max_tokens, documents.max_terms, documents.batch_tokens, device)
+    dtype = torch.bfloat16 if documents.precision == "bf16" else None
+    kept = (documents.max_tokens, documents.max_terms, documents.batch_tokens)
+    return SpladeEncoder(model, tokenizer, *kept, device, dtype, documents.min_weight)
 
 
 def check_vocabulary(documents: SpladeDocumentsConfig | LearnedDocumentsConfig, student: StudentConfig) -> None:
@@ -190,31 +202,6 @@ def _check_same_vocabulary(tokenizer: Any, model: str, student: StudentConfig) -
         raise ConfigError(
             f"index.documents.model {model!r} and student.model {student.model!r} have different vocabularies, so their "
             "vectors cannot be compared; choose two models with the same tokenizer"
-        )
-
-
-def _check_pooling(documents: SpladeDocumentsConfig) -> None:
-    """Raise ConfigError when a sentence_transformers checkpoint says that it pools in another way than SPLADE's maximum."""
-    from transformers.utils.hub import cached_file
-
-    try:
-        path = cached_file(
-            resolve_model(documents.model, "index.documents.model"),
-            "1_SpladePooling/config.json",
-            revision=documents.revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    except OSError:
-        return  # no such model at all: loading it says so
-    if path is None:
-        return
-    pooling = json.loads(Path(path).read_text(encoding="utf-8"))
-    found = (pooling.get("pooling_strategy", "max"), pooling.get("activation_function", "relu"))
-    if found != ("max", "relu"):
-        raise ConfigError(
-            f"index.documents.model: {documents.model!r} pools by {found[0]} of {found[1]}; only max of relu is supported"
         )
 
 

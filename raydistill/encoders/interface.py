@@ -6,10 +6,30 @@ here knows how a vector is made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from raydistill.encoders.batch import SparseBatch
+
+
+@dataclass
+class EncodingTally:
+    """What encoding took, added up.
+
+    Attributes:
+        passages: encoded.
+        truncated: passages longer than the encoder reads, cut at its limit.
+        tokens: read, special tokens included; 0 for encoders that compute nothing with tokens.
+        padded_tokens: computed, padding included.
+        compute_seconds: during which the model computed; on a GPU by its own clock.
+    """
+
+    passages: int = 0
+    truncated: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    compute_seconds: float = 0.0
 
 
 @runtime_checkable
@@ -27,6 +47,13 @@ class SparseEncoder(Protocol):
 
     def encode_passages(self, texts: Sequence[str]) -> SparseBatch:
         """Return one vector a passage, in the order of the texts."""
+        ...
+
+    def encode_stream(self, windows: Iterable[Sequence[str]], tally: EncodingTally) -> Iterator[SparseBatch]:
+        """Yield the passages' vectors window by window, in order, and add what it took to the tally.
+
+        Only what one window needs is held. On a GPU reading and tokenising a window overlaps with computing the one before.
+        """
         ...
 
     def encode_queries(self, texts: Sequence[str]) -> SparseBatch:

@@ -7,6 +7,7 @@ the collection is not done here; statistics of shards are merged.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +21,7 @@ from safetensors.numpy import save as save_tensors
 from tokenizers import Tokenizer
 
 from raydistill.encoders.batch import SparseBatch
+from raydistill.encoders.interface import EncodingTally
 from raydistill.errors import ConfigError, CorruptObjectError
 
 STATISTICS_VERSION = 1
@@ -210,6 +212,15 @@ class LexicalEncoder:
     def encode_queries(self, texts: Sequence[str]) -> SparseBatch:
         """Return term counts."""
         return self._counter.counts(texts)
+
+    def encode_stream(self, windows: Iterable[Sequence[str]], tally: EncodingTally) -> Iterator[SparseBatch]:
+        """Yield the BM25 impacts of each window; passages are never cut."""
+        for texts in windows:
+            started = time.perf_counter()
+            vectors = self.encode_passages(texts)
+            tally.compute_seconds += time.perf_counter() - started
+            tally.passages += len(texts)
+            yield vectors
 
     def encode_passages(self, texts: Sequence[str]) -> SparseBatch:
         """Return BM25 impacts."""

@@ -9,7 +9,8 @@ both directions and the maximum over all tokens (CSPLADE, arXiv 2504.10816) or t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,13 @@ from raydistill.encoders import backbones
 from raydistill.encoders.adaptation import adapt, is_adapted, merged_backbone
 from raydistill.encoders.batch import SparseBatch
 from raydistill.encoders.calibration import Calibration, calibration_from_maxima, sampled_texts, silent_terms
+from raydistill.encoders.encoding import encode_windows, sparse_rows, tokenised_window, windows_of
 from raydistill.encoders.head import max_pool_logits
 from raydistill.encoders.heads import TermTable, VocabularyHead, last_states
+from raydistill.encoders.interface import EncodingTally
 from raydistill.encoders.lexical import terms_by_id
 from raydistill.encoders.tokens import length_batches, pad_id, padded, tokenize
 from raydistill.errors import ConfigError
-
-TEXTS_AT_A_TIME = 4096
 
 
 class SpladeModel(nn.Module):
@@ -47,6 +48,7 @@ class SpladeModel(nn.Module):
         attention: of a decoder; None elsewhere.
         pooling: over tokens; "last" for decoders only.
         table: the table head's parameters.
+        log_twice: of an mlm head: its weights go through log(1 + w) once more, as some checkpoints want.
 
     Attributes:
         backbone: the Hugging Face model; None for a table.
@@ -65,11 +67,13 @@ class SpladeModel(nn.Module):
         attention: Attention | None = None,
         pooling: Pooling = "max",
         table: TermTable | None = None,
+        log_twice: bool = False,
     ) -> None:
         super().__init__()
         self.head: HeadKind = head
         self.attention = attention
         self.pooling = pooling
+        self.log_twice = log_twice
         self.table = table
         self.backbone = None if head == "table" else backbone
         self.config = backbone if head == "table" else backbone.config
@@ -133,7 +137,8 @@ class SpladeModel(nn.Module):
             pooled = backbones.pooled_in_decoder(self.backbone, input_ids, attention_mask)
         else:
             pooled = backbones.pooled_from_logits(self.backbone, input_ids, attention_mask)
-        return pooled
+        # The logarithm rises, so it may come after the maximum.
+        return torch.log1p(pooled) if self.log_twice else pooled
 
     def start_head(
         self,
@@ -207,7 +212,8 @@ class SpladeModel(nn.Module):
         """
         if self.backbone is None or not is_adapted(self.backbone):
             return self
-        model = SpladeModel(merged_backbone(self.backbone), self.head, self.attention, self.pooling)
+        backbone = merged_backbone(self.backbone)
+        model = SpladeModel(backbone, self.head, self.attention, self.pooling, log_twice=self.log_twice)
         if self.vocabulary_head is not None and model.vocabulary_head is not None:
             with torch.no_grad():
                 model.vocabulary_head.scale.copy_(self.vocabulary_head.scale)
@@ -246,24 +252,27 @@ class SpladeModel(nn.Module):
 
 
 def load_model(model: str, revision: str | None, head: HeadKind, trust_remote_code: bool, field: str) -> SpladeModel:
-    """Load an encoder with an mlm or identity head; see `backbones.load_backbone`, which raises ConfigError."""
-    return SpladeModel(backbones.load_backbone(model, revision, head, trust_remote_code, field), head)
+    """Load an encoder with an mlm or identity head; `load_backbone` and `logs_twice` of `backbones` raise ConfigError."""
+    backbone = backbones.load_backbone(model, revision, head, trust_remote_code, field)
+    return SpladeModel(backbone, head, log_twice=head == "mlm" and backbones.logs_twice(model, revision, field))
 
 
 class SpladeEncoder:
     """Encodes texts with a `SpladeModel`; implements `SparseEncoder`.
 
-    Texts are tokenised once, sorted by length and encoded in batches of at most `batch_tokens` padded tokens, so a text's
-    neighbours vary; its weights agree within 1e-4 in float32 (padding changes the order of summation).
+    Texts are tokenised once, sorted by length and encoded in batches of at most `batch_tokens` padded tokens (the loop is
+    `encoding.encode_windows`), so a text's neighbours vary; its weights agree within 1e-4 in float32 (padding changes the
+    order of summation). Pruning is explicit and of passages only; queries keep all that the model gives.
 
     Args:
         model: moved to `device` and put into evaluation mode.
         tokenizer: the Hugging Face tokenizer of the model.
         max_tokens: tokens kept of a text, special tokens included.
-        max_terms: heaviest terms kept of a passage; None keeps all. Queries always keep all.
+        max_terms: heaviest terms kept of a passage; None keeps all.
         batch_tokens: padded tokens in a batch; a single longer text is a batch of its own.
         device: torch device; default a GPU where torch sees one, else the CPU.
         dtype: autocast dtype of the backbone, for instance torch.bfloat16; None computes as the model is.
+        min_weight: terms of a passage that are not heavier are dropped, before the heaviest are chosen.
     """
 
     def __init__(
@@ -275,6 +284,7 @@ class SpladeEncoder:
         batch_tokens: int = 8192,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        min_weight: float = 0.0,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
@@ -283,6 +293,7 @@ class SpladeEncoder:
         self.max_terms = max_terms
         self.batch_tokens = batch_tokens
         self.dtype = dtype
+        self.min_weight = min_weight
 
     @property
     def vocabulary_size(self) -> int:
@@ -295,48 +306,33 @@ class SpladeEncoder:
 
     def encode_passages(self, texts: Sequence[str]) -> SparseBatch:
         """Return one vector a passage, at most `max_terms` terms each."""
-        return self._encode(texts, self.max_terms)
+        return self._stacked(self.encode_stream(windows_of(texts), EncodingTally()))
+
+    def encode_stream(self, windows: Iterable[Sequence[str]], tally: EncodingTally) -> Iterator[SparseBatch]:
+        """Yield the passages' vectors window by window; see `SparseEncoder`. Windows of `WINDOW_TEXTS` pad little."""
+        return self._encoded(windows, partial(sparse_rows, max_terms=self.max_terms, min_weight=self.min_weight), tally)
 
     def encode_queries(self, texts: Sequence[str]) -> SparseBatch:
         """Return one vector a query, all terms."""
-        return self._encode(texts, None)
+        if self.model.table is not None:
+            table, windows = self.model.table, windows_of(texts)
+            return self._stacked(table.rows(tokenize(self.tokenizer, window, self.max_tokens)) for window in windows)
+        return self._stacked(self._encoded(windows_of(texts), sparse_rows, EncodingTally()))
 
-    def _encode(self, texts: Sequence[str], max_terms: int | None) -> SparseBatch:
-        windows = [texts[start : start + TEXTS_AT_A_TIME] for start in range(0, len(texts), TEXTS_AT_A_TIME)]
-        if not windows:
-            return SparseBatch.from_rows([], self.vocabulary_size)
-        return SparseBatch.concatenate([self._encode_window(list(window), max_terms) for window in windows])
+    def _encoded(
+        self, windows: Iterable[Sequence[str]], sparsify: Callable[[Tensor], SparseBatch], tally: EncodingTally
+    ) -> Iterator[SparseBatch]:
+        tokenise = partial(
+            tokenised_window,
+            self.tokenizer,
+            max_tokens=self.max_tokens,
+            batch_tokens=self.batch_tokens,
+            pinned=self.device.type == "cuda",
+        )
+        return encode_windows(self.model, windows, tokenise, sparsify, self.device, self.dtype, tally)
 
-    def _encode_window(self, texts: list[str], max_terms: int | None) -> SparseBatch:
-        ids = tokenize(self.tokenizer, texts, self.max_tokens)
-        if self.model.table is not None and max_terms is None:
-            return self.model.table.rows(ids)
-        batches = length_batches([len(row) for row in ids], self.batch_tokens)
-        parts = [self._encode_batch([ids[number] for number in batch], max_terms) for batch in batches]
-        place = np.argsort(np.concatenate([np.asarray(batch, dtype=np.int64) for batch in batches]))
-        return SparseBatch.concatenate(parts).select(place)
-
-    @torch.inference_mode()
-    def _encode_batch(self, ids: list[list[int]], max_terms: int | None) -> SparseBatch:
-        input_ids, attention_mask = padded(ids, pad_id(self.tokenizer), self.device)
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            weights = self.model(input_ids, attention_mask)
-        return sparse_rows(weights, max_terms)
-
-
-def sparse_rows(weights: Tensor, max_terms: int | None = None) -> SparseBatch:
-    """Return the positive entries of [rows, V], the `max_terms` heaviest of each row where given."""
-    if max_terms is not None and max_terms < weights.shape[1]:
-        values, indices = weights.topk(max_terms, dim=1)
-        weights = torch.zeros_like(weights).scatter_(1, indices, values)
-    rows, terms = weights.nonzero(as_tuple=True)
-    counts = torch.bincount(rows, minlength=weights.shape[0]).cpu().numpy()
-    return SparseBatch(
-        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        terms.cpu().numpy().astype(np.int32),
-        weights[rows, terms].float().cpu().numpy(),
-        weights.shape[1],
-    )
+    def _stacked(self, batches: Iterable[SparseBatch]) -> SparseBatch:
+        return SparseBatch.concatenate([SparseBatch.from_rows([], self.vocabulary_size), *batches])
 
 
 def _vocabulary_weight(backbone: Any, head: HeadKind) -> nn.Parameter:

@@ -12,6 +12,11 @@ from torch import Tensor
 
 def tokenize(tokenizer: Any, texts: list[str], max_tokens: int) -> list[list[int]]:
     """Return the token ids of each text with special tokens, cut at `max_tokens`."""
+    return tokenize_counted(tokenizer, texts, max_tokens)[0]
+
+
+def tokenize_counted(tokenizer: Any, texts: list[str], max_tokens: int) -> tuple[list[list[int]], int]:
+    """Return what `tokenize` does, and how many texts were longer."""
     # A text may hold [SEP] as a separator: it becomes that token, which is what the student's text form wants.
     encoded = tokenizer(
         texts,
@@ -22,7 +27,10 @@ def tokenize(tokenizer: Any, texts: list[str], max_tokens: int) -> list[list[int
         return_token_type_ids=False,
     )
     ids: list[list[int]] = encoded["input_ids"]
-    return ids
+    full = [number for number, row in enumerate(ids) if len(row) >= max_tokens]
+    if encoded.encodings is None:  # a tokenizer in Python keeps nothing of what it cut
+        return ids, sum(len(tokenizer(texts[number])["input_ids"]) > max_tokens for number in full)
+    return ids, sum(bool(encoded.encodings[number].overflowing) for number in full)
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

@@ -10,8 +10,10 @@ inversion, about 26 bytes a posting (3 GB for a million passages of 120 terms), 
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ from raydistill.actor_pool import map_shards
 from raydistill.config import DocumentsConfig, IndexConfig, LexicalDocumentsConfig, StudentConfig, WorkerConfig
 from raydistill.encoders.batch import SparseBatch
 from raydistill.encoders.documents import document_encoder_settings, load_document_encoder, load_term_counter
+from raydistill.encoders.interface import EncodingTally
 from raydistill.encoders.lexical import LexicalStatistics, count_statistics
 from raydistill.errors import DataError
 from raydistill.index.corpus import passage_parts
+from raydistill.index.encoding_summary import encoding_summary, in_words, segment_counters
 from raydistill.index.passage_files import passage_batches
 from raydistill.index.publish import IndexVersion, IndexWriter, find_version, make_current
 from raydistill.index.segment import FORMAT_VERSION, Impacts, write_segment
@@ -31,18 +35,21 @@ from raydistill.progress import track
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, Part, fingerprint
 from raydistill.storage.store import open_store
 
+logger = logging.getLogger("raydistill")
 _BUILD_VERSION = 1
 _LEXICON_VERSION = 1
-_PASSAGES_AT_A_TIME = 2048
+_PASSAGES_AT_A_TIME = 4096
+"""Read, tokenised and sorted by length together: more leave less padding (see `encoding`)."""
 
 
 def build_index(config: IndexConfig, student: StudentConfig, corpus: Artifact, root: str) -> IndexVersion:
     """Return the index version of a corpus by the configured document encoder, building what of it is missing.
 
     The version's metadata: "encoder" (what the vectors depend on), "documents" (its configuration), "impacts",
-    "corpus" (see `corpus.indexed_corpus`) and "statistics", a Part: `version.open_statistics()` gives the bytes of
-    `LexicalStatistics`, whose document_frequency is that of the index for every kind of encoder. (For a lexical one its
-    tokens are the collection's; for others, which do not count tokens, they are the postings.)
+    "corpus" (see `corpus.indexed_corpus`), "encoding" (what it took, see `encoding_summary`) and "statistics", a Part:
+    `version.open_statistics()` gives the bytes of `LexicalStatistics`, whose document_frequency is that of the index for
+    every kind of encoder. (For a lexical one its tokens are the collection's; for others, which do not count tokens, they
+    are the postings.)
 
     Raises:
         DataError, StorageError: the corpus or the root cannot be used.
@@ -70,11 +77,18 @@ def build_index(config: IndexConfig, student: StudentConfig, corpus: Artifact, r
         writer.put_statistics(_merged(lexicon, parts).to_bytes())
     found = writer.find_statistics()
     assert found is not None
+    receipts = writer.finished()
+    encoding = encoding_summary(
+        (receipts[part.name]["counters"] for part in parts if part.name in receipts),
+        int(corpus.manifest().metadata["quarantined"]),
+    )
+    logger.info("index %s: %s", config.name, in_words(encoding))
     metadata = {
         "encoder": encoder,
         "documents": config.documents.model_dump(mode="json"),
         "impacts": config.impacts,
         "corpus": {"name": corpus.name, "fingerprint": corpus.fingerprint},
+        "encoding": encoding,
         "statistics": found[0].to_json(),
     }
     size = vocabulary_size or len(LexicalStatistics.from_bytes(found[1]).document_frequency)
@@ -160,7 +174,7 @@ def _run(
         advance(total - sum(int(spec["part"]["rows"]) for spec in specs))
         for receipt in map_shards(specs, worker, arguments, pool, "index"):
             receipts.append(receipt)
-            advance(receipt["passages"])
+            advance(receipt["passages"], f"{receipt['rate']:.0f}/s a worker" if "rate" in receipt else "")
     return receipts
 
 
@@ -203,24 +217,32 @@ class _SegmentBuilder:
         self._impacts = impacts
         found = writer.find_statistics() if self._lexicon is None else None
         self._encoder = load_document_encoder(documents, student, found[1] if found else None, device)
+        self._free_since = time.monotonic()
 
     def __call__(self, spec: dict[str, Any]) -> dict[str, Any]:
         part = Part.from_json(spec["part"])
         ids: list[str] = []
-        batches: list[SparseBatch] = []
-        for passages in passage_batches(self._corpus.fetch(part), _PASSAGES_AT_A_TIME):
-            ids.extend(passage.passage_id for passage in passages)
-            batches.append(self._encoder.encode_passages([passage.full_text for passage in passages]))
-        vectors = SparseBatch.concatenate(batches)
-        batches.clear()
+        tally = EncodingTally()
+        vectors = SparseBatch.concatenate(list(self._encoder.encode_stream(self._texts(part, ids), tally)))
         if self._lexicon is not None:
             # Before the segment: whoever finds the segment may rely on its frequencies.
             self._lexicon.put_part(part.name, _frequencies(vectors).to_bytes(), ".safetensors", rows=len(vectors))
         with tempfile.TemporaryDirectory(prefix="raydistill-segment-") as folder:
             path = Path(folder) / f"{part.name}.seg"
             write_segment(path, vectors, ids, self._impacts)
-            self._writer.put_segment(part.name, path, passages=len(vectors), postings=vectors.nnz)
-        return {"passages": len(vectors), "vocabulary_size": vectors.vocabulary_size}
+            # Reading and encoding; what it takes to store the segment is in the worker's next one.
+            now = time.monotonic()
+            counters = segment_counters(tally, int((vectors.lengths() == 0).sum()), now - self._free_since)
+            self._free_since = now
+            self._writer.put_segment(part.name, path, len(vectors), vectors.nnz, counters)
+        rate = len(vectors) / counters["worker_seconds"]
+        return {"passages": len(vectors), "vocabulary_size": vectors.vocabulary_size, "rate": rate}
+
+    def _texts(self, part: Part, ids: list[str]) -> Iterator[list[str]]:
+        """Yield a corpus part's texts by windows, and put their ids into the list."""
+        for passages in passage_batches(self._corpus.fetch(part), _PASSAGES_AT_A_TIME):
+            ids.extend(passage.passage_id for passage in passages)
+            yield [passage.full_text for passage in passages]
 
 
 def _frequencies(vectors: SparseBatch) -> LexicalStatistics:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from raydistill.config import LexicalDocumentsConfig, SpladeDocumentsConfig, StudentConfig, TextConfig
-from raydistill.encoders.checkpoint import load_student, save_student
+from raydistill.encoders.checkpoint import load_student, save_student, starting_model
 from raydistill.encoders.documents import document_encoder_settings, load_document_encoder, load_term_counter
 from raydistill.encoders.lexical import LexicalEncoder, count_statistics
 from raydistill.errors import ConfigError
@@ -74,10 +74,66 @@ def test_splade_documents_saved_by_sentence_transformers(tiny_folder: Folder, te
     theirs.max_seq_length = 64
     expected = theirs.encode(texts, convert_to_sparse_tensor=False).cpu().numpy()
     np.testing.assert_allclose(encoder.encode_passages(texts).to_dense(), expected, atol=1e-5)
-    pooling = tmp_path / "1_SpladePooling" / "config.json"
-    pooling.write_text(json.dumps({**json.loads(pooling.read_text()), "activation_function": "log1p_relu"}))
-    with pytest.raises(ConfigError, match="log1p_relu"):
-        load_document_encoder(config, student(tiny_folder()), device="cpu")
+
+
+@pytest.mark.parametrize("folder", ["1_SpladePooling", "document_1_SpladePooling"])
+def test_the_poolings_of_other_checkpoints_are_honoured_or_refused(
+    folder: str, tiny_folder: Folder, texts: list[str], tmp_path: Path
+) -> None:
+    from sentence_transformers import SparseEncoder
+
+    plain, twice = tmp_path / "plain", tmp_path / "twice"
+    SparseEncoder(str(tiny_folder()), device="cpu").save(str(plain))
+    pooling = json.loads((plain / "1_SpladePooling" / "config.json").read_text())
+    shutil.copytree(plain, twice)
+    (twice / "1_SpladePooling" / "config.json").write_text(json.dumps({**pooling, "activation_function": "log1p_relu"}))
+    theirs = SparseEncoder(str(twice), device="cpu")
+    theirs.max_seq_length = 64
+    expected = theirs.encode(texts, convert_to_sparse_tensor=False).cpu().numpy()
+    (twice / "1_SpladePooling").rename(twice / folder)
+    documents = SpladeDocumentsConfig(model=str(twice), max_tokens=64)
+    encoder = load_document_encoder(documents, student(tiny_folder()), device="cpu")
+    np.testing.assert_allclose(encoder.encode_passages(texts).to_dense(), expected, atol=1e-5)
+    (twice / folder / "config.json").write_text(json.dumps({**pooling, "pooling_strategy": "sum"}))
+    with pytest.raises(ConfigError, match=r"index\.documents\.model: .* pools by sum of relu"):
+        load_document_encoder(documents, student(tiny_folder()), device="cpu")
+
+
+def test_a_checkpoint_of_the_second_logarithm_is_exported_and_trained_as_one(
+    tiny_folder: Folder, texts: list[str], tmp_path: Path
+) -> None:
+    from sentence_transformers import SparseEncoder
+
+    source, exported = tmp_path / "source", tmp_path / "exported"
+    shutil.copytree(tiny_folder(), source)
+    (source / "1_SpladePooling").mkdir()
+    settings = {"pooling_strategy": "max", "activation_function": "log1p_relu"}
+    (source / "1_SpladePooling" / "config.json").write_text(json.dumps(settings))
+    assert starting_model(student(source)).log_twice
+    stored = load_student(source)
+    save_student(stored.model, stored.tokenizer, exported, TextConfig(max_tokens=64), "card")
+    texts = texts[:-1]  # the last is cut where the folder says
+    vectors = load_student(exported).encoder(device="cpu").encode_queries(texts).to_dense()
+    once = load_student(tiny_folder()).encoder(device="cpu").encode_queries(texts).to_dense()
+    np.testing.assert_allclose(vectors, np.log1p(once), atol=1e-5)
+    theirs = SparseEncoder(str(exported), device="cpu").encode(texts, convert_to_sparse_tensor=False).cpu().numpy()
+    np.testing.assert_allclose(vectors, theirs, atol=1e-5)
+
+
+def test_a_naver_folder_gives_the_vectors_of_its_definition(tiny_folder: Folder, texts: list[str]) -> None:
+    import torch
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    # Nothing but a masked LM and its tokenizer; the pooling is in the paper (SPLADE v2, arXiv 2109.10086).
+    folder = tiny_folder("DistilBert")
+    assert not (folder / "modules.json").exists()
+    batch = AutoTokenizer.from_pretrained(folder)(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
+    with torch.no_grad():
+        logits = AutoModelForMaskedLM.from_pretrained(folder)(batch["input_ids"], batch["attention_mask"]).logits
+    expected = torch.max(torch.log1p(torch.relu(logits)) * batch["attention_mask"].unsqueeze(-1), dim=1).values
+    documents = SpladeDocumentsConfig(model=str(folder), max_tokens=64)
+    encoder = load_document_encoder(documents, student(folder), None, "cpu")
+    np.testing.assert_allclose(encoder.encode_passages(texts).to_dense(), expected.numpy(), atol=1e-5)
 
 
 def test_another_vocabulary_is_refused(tiny_folder: Folder, minilm: str) -> None:
@@ -103,6 +159,19 @@ def test_settings_follow_content_and_not_place(tiny_folder: Folder, tmp_path: Pa
         assert json.loads(json.dumps(before)) == document_encoder_settings(moved, student(copy))
         (copy / "tokenizer.json").write_text((copy / "tokenizer.json").read_text() + " ")
         assert document_encoder_settings(moved, student(copy)) != before
+
+
+def test_what_prunes_or_rounds_vectors_is_in_the_fingerprint(tiny_folder: Folder, texts: list[str]) -> None:
+    plain = SpladeDocumentsConfig(model=str(tiny_folder()), max_tokens=64)
+    config = student(tiny_folder())
+    settings = document_encoder_settings(plain, config)
+    assert set(settings) == {"kind", "max_terms", "max_tokens", "model", "trust_remote_code"}
+    whole = load_document_encoder(plain, config, device="cpu").encode_passages(texts)
+    for changes in ({"min_weight": float(np.median(whole.weights))}, {"precision": "bf16"}):
+        changed = plain.model_copy(update=changes)
+        assert document_encoder_settings(changed, config) == {**settings, **changes}
+        found = load_document_encoder(changed, config, device="cpu").encode_passages(texts)
+        assert not np.array_equal(found.to_dense(), whole.to_dense())
 
 
 def test_settings_of_hub_models_need_no_download_and_leave_out_batch_sizes() -> None:

@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from raydistill.config import StudentConfig, TextConfig
 from raydistill.encoders.batch import SparseBatch
 from raydistill.encoders.calibration import silent_terms
 from raydistill.encoders.interface import SparseEncoder
-from raydistill.encoders.splade import SpladeEncoder, SpladeModel, sparse_rows
-from raydistill.encoders.tokens import length_batches, padded, tokenize
+from raydistill.encoders.splade import SpladeEncoder, SpladeModel
+from raydistill.encoders.tokens import padded, tokenize
 from raydistill.errors import ConfigError
 
 ARCHITECTURES = ["Bert", "DistilBert", "Roberta", "XLMRoberta", "ModernBert", "Electra"]
@@ -167,19 +165,6 @@ def test_max_terms_keeps_the_heaviest_of_passages_only(tiny_folder: Folder, tiny
 
 def test_no_texts_give_no_rows(tiny_folder: Folder, tiny_tokenizer: Any) -> None:
     assert len(tiny_encoder(tiny_folder, tiny_tokenizer).encode_passages([])) == 0
-
-
-@given(lengths=st.lists(st.integers(0, 40), max_size=30), budget=st.integers(1, 100))
-@settings(max_examples=80, deadline=None)
-def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    batches = length_batches(lengths, budget)
-    assert sorted(number for batch in batches for number in batch) == list(range(len(lengths)))
-    assert all(len(b) == 1 or len(b) * max(1, *(lengths[n] for n in b)) <= budget for b in batches)
-
-
-def test_sparse_rows_equals_the_dense_rows() -> None:
-    dense = torch.relu(torch.randn(5, 40, generator=torch.Generator().manual_seed(1)))
-    np.testing.assert_array_equal(sparse_rows(dense).to_dense(), dense.numpy())
 
 
 def test_placeholders_and_special_tokens_are_silent(tiny_tokenizer: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import ir_measures
 import pytest
 
-from raydistill.config import ConversationSource, DataConfig, IndexConfig, StudentConfig, WorkerConfig
+from raydistill.config import ConversationSource, DataConfig, IndexConfig, PoolConfig, StudentConfig
 from raydistill.conversations.qrels import read_qrels
 from raydistill.encoders.documents import load_document_encoder
 from raydistill.index.build import build_index
@@ -30,7 +30,7 @@ def test_a_lexical_index_of_clapnq_ranks_like_bm25_and_rewrites_beat_last_turns(
     folder = shared_data / "mtrag" / "clapnq"
     source = ConversationSource(conversations=str(folder / "conversations.jsonl"), qrels=str(folder / "qrels.tsv"))
     data = DataConfig(corpus=(str(folder / "corpus.jsonl.gz"),), train=source, test=source)
-    workers, student, root = WorkerConfig(), StudentConfig(model=minilm), str(tmp_path)
+    workers, student, root = PoolConfig(), StudentConfig(model=minilm), str(tmp_path)
     corpus = prepare_corpus(data, 4000, workers, root)
     qrels = read_qrels(str(folder / "qrels.tsv"))
     check_judged_passages(corpus, qrels, str(folder / "qrels.tsv"), workers)

@@ -16,11 +16,11 @@ from raydistill.config import (
     DataConfig,
     DistillConfig,
     IndexConfig,
+    PoolConfig,
     RecordedTeacherConfig,
     ScoreConfig,
     SpladeDocumentsConfig,
     StudentConfig,
-    WorkerConfig,
 )
 from raydistill.conversations.records import Conversation, ConversationalQuery, ConversationSet, Turn
 from raydistill.conversations.text import history_pairs, student_text
@@ -41,7 +41,7 @@ from raydistill.teachers.pool import teach
 
 WORDS = ["river", "mountain", "paris", "france", "capital", "music", "piano", "tower", "bridge", "history", "war", "king"]
 WORDS += ["queen", "ship", "sea", "peace"]
-WORKERS = WorkerConfig(actors=1, cpus=1)
+WORKERS = PoolConfig(actors=1, cpus=1)
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
@@ -242,7 +242,9 @@ def test_a_half_done_index_is_completed_to_the_same_bytes(tmp_path, corpus, mini
     store.delete(f"{lexicon}/_receipts/00000-00002.json")
     again = build_index(lexical_config(), student, corpus, root)
     assert again.segments == version.segments
-    assert again.metadata == version.metadata
+    timed = version.metadata["encoding"]
+    assert again.metadata == {**version.metadata, "encoding": again.metadata["encoding"]}
+    assert again.metadata["encoding"]["passages"] == timed["passages"] == 230
 
 
 def test_other_parameters_or_precision_make_another_version(tmp_path, corpus, minilm):
@@ -263,6 +265,22 @@ def test_a_splade_index_counts_the_frequencies_of_its_vectors(tmp_path, corpus, 
     frequency = LexicalStatistics.from_bytes(version.open_statistics()).document_frequency
     np.testing.assert_array_equal(frequency, np.bincount(stored.term_ids, minlength=version.vocabulary_size))
     assert 0 < stored.lengths().max() <= 40
+
+
+def test_an_index_says_what_encoding_it_took(tmp_path, corpus, minilm, caplog):
+    folder = str(tmp_path / "splade")
+    save_tiny_splade(folder, minilm)
+    config = lexical_config(documents=SpladeDocumentsConfig(model=folder, max_tokens=14, min_weight=100))
+    with caplog.at_level("INFO", logger="raydistill"):
+        version = build_index(config, StudentConfig(model=folder), corpus, str(tmp_path / "root"))
+    found = version.metadata["encoding"]
+    # Page N and twelve words of one token each, and two special tokens: more than 14. No weight is above 100.
+    assert (found["passages"], found["truncated"], found["without_terms"], found["malformed"]) == (230, 230, 230, 1)
+    assert (found["tokens"], found["padded_tokens"], found["padding_share"]) == (230 * 14, 230 * 14, 0.0)
+    assert 0 < found["compute_seconds"] < found["worker_seconds"]
+    assert found["passages_per_second"] == pytest.approx(230 / found["worker_seconds"])
+    assert found["waiting_share"] == pytest.approx(1 - found["compute_seconds"] / found["worker_seconds"])
+    assert "230 cut at the encoder's limit, 230 without terms; 1 malformed" in caplog.text
 
 
 def save_tiny_splade(folder: str, tokenizer_of: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raydistill.config import IndexConfig, TextConfig, WorkerConfig
+from raydistill.config import IndexConfig, PoolConfig, TextConfig, WorkerConfig
 from raydistill.errors import CorruptObjectError, StorageError
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, Manifest, Part, fingerprint
 from raydistill.storage.hashing import sealed, unsealed
@@ -25,7 +25,7 @@ def artifact_at(root: str) -> Artifact:
 def test_fingerprints_follow_the_settings_that_change_results() -> None:
     base = fingerprint("index", 1, IndexConfig(), {"corpus": "abc"})
     assert len(base) == 64
-    assert base == fingerprint("index", 1, IndexConfig(workers=WorkerConfig(actors=7)), {"corpus": "abc"})
+    assert base == fingerprint("index", 1, IndexConfig(workers=PoolConfig(actors=7, min_actors=2)), {"corpus": "abc"})
     assert base == fingerprint("index", 1, IndexConfig(), {"corpus": "abc"})
     changed = {
         fingerprint("index", 2, IndexConfig(), {"corpus": "abc"}),

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydistill.config import RecordedTeacherConfig, TransformersTeacherConfig, WorkerConfig
+from raydistill.config import PoolConfig, RecordedTeacherConfig, TransformersTeacherConfig
 from raydistill.conversations.records import Conversation, ConversationalQuery, ConversationSet, Turn
 from raydistill.errors import DataError, ResourceError, TeacherError
 from raydistill.storage.artifacts import Artifact, ArtifactWriter
@@ -129,7 +129,7 @@ def test_the_address_follows_content_and_settings_but_not_places_or_workers(trai
         return rewrites_artifact(teacher, fingerprint, "/root").fingerprint
 
     base = address(generating(trained_causal))
-    assert base == address(generating(str(tmp_path / "copy"), turns_per_task=9, workers=WorkerConfig(actors=2)))
+    assert base == address(generating(str(tmp_path / "copy"), turns_per_task=9, workers=PoolConfig(actors=2)))
     others = [address(generating(trained_causal, max_new_tokens=21)), address(generating(trained_causal), "e" * 64)]
     (tmp_path / "copy" / "config.json").write_text("{}")
     assert len({base, *others, address(generating(str(tmp_path / "copy")))}) == 4
@@ -181,6 +181,6 @@ def test_bad_settings_end_in_a_sentence(
     with pytest.raises(TeacherError, match=r"teacher model .*broken cannot be loaded"):
         teach(generating(str(tmp_path / "broken")), queries, FINGERPRINT, str(tmp_path))
     with pytest.raises(ResourceError, match=r"teachers\[tiny\]\.workers asks for .* GPU"):
-        teach(generating(trained_causal, workers=WorkerConfig(gpus=1)), queries, FINGERPRINT, str(tmp_path))
+        teach(generating(trained_causal, workers=PoolConfig(gpus=1)), queries, FINGERPRINT, str(tmp_path))
     with pytest.raises(DataError, match=r"none of the ids is the id of a query \(queries are named like 'a<::>1', .* 'x'\)"):
         teach(recorded(tmp_path / "r.jsonl", {"x": "y"}), queries, FINGERPRINT, str(tmp_path))

