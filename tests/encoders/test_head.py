@@ -142,11 +142,10 @@ def test_gpu_equals_cpu() -> None:
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("row_by_row", [True, False])
-def test_positions_are_positions_of_the_maximum(row_by_row: bool) -> None:
+def test_positions_are_positions_of_the_maximum() -> None:
     hidden, weight, _, mask = random_case(9, 3, 6, 4, 17)
     mask[:, 0] = True
-    maxima, positions = max_pool_logits(hidden, weight, mask, 5, with_positions=True, row_by_row=row_by_row)
+    maxima, positions = max_pool_logits(hidden, weight, mask, 5, with_positions=True)
     assert positions is not None
     logits = hidden @ weight.T
     torch.testing.assert_close(logits.gather(1, positions.long().unsqueeze(1)).squeeze(1), maxima)
