@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from raydistill.encoders.head import max_pool_logits, splade_head
+from raydistill.encoders.head import _Packed, _pooled_on_cpu, _upper_bound, max_pool_logits, splade_head
 
 
 def by_definition(hidden: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor) -> Tensor:
@@ -54,10 +55,116 @@ def test_values_and_gradients_equal_the_definition(
     torch.testing.assert_close(without_gradient, results[0][0], rtol=0, atol=0)
 
 
-def test_gradcheck() -> None:
-    hidden, weight, bias, mask = random_case(3, 3, 5, 4, 11)
-    inputs = tuple(tensor.requires_grad_() for tensor in (hidden, weight, bias))
-    assert torch.autograd.gradcheck(lambda h, w, b: splade_head(h, w, b, mask, 4), inputs)
+@pytest.mark.parametrize("kind", ["plain", "negative", "masked", "one token", "equal tokens", "no text", "no bias"])
+def test_gradcheck(kind: str) -> None:
+    hidden, weight, bias, mask = random_case(3, 3, 1 if kind == "one token" else 5, 4, 11)
+    if kind == "negative":
+        bias = bias - 100
+    elif kind == "masked":
+        mask[0], mask[1] = False, True
+    elif kind == "one token":
+        mask[:2] = True
+    elif kind == "equal tokens":
+        hidden[:, 1:] = hidden[:, :1]
+    elif kind == "no text":
+        hidden, mask = hidden[:0], mask[:0]
+    inputs = [tensor.requires_grad_() for tensor in (hidden, weight, bias)]
+    pooled = splade_head(hidden, weight, bias, mask, 4)
+    assert pooled.gt(0).any() == (kind not in ("negative", "no text")), "the case must be what it is called"
+    if kind == "equal tokens":  # where tokens tie there is no derivative in one of them alone
+        inputs[0] = hidden.detach()
+    if kind == "no bias":
+        assert torch.autograd.gradcheck(lambda h, w: splade_head(h, w, None, mask, 4), inputs[:2])
+    else:
+        assert torch.autograd.gradcheck(lambda h, w, b: splade_head(h, w, b, mask, 4), tuple(inputs))
+
+
+def test_of_equal_tokens_the_first_unmasked_one_gets_the_gradient() -> None:
+    hidden, weight, bias, mask = random_case(3, 2, 4, 4, 11)
+    hidden[:] = hidden[:, :1].clone()
+    mask[0], mask[1] = True, torch.tensor([False, True, True, False])
+    hidden.requires_grad_()
+    splade_head(hidden, weight, bias, mask).sum().backward()
+    assert hidden.grad is not None
+    assert hidden.grad.ne(0).any(2).tolist() == [[True, False, False, False], [False, True, False, False]]
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    batch=st.integers(0, 4),
+    length=st.integers(1, 6),
+    width=st.integers(1, 40),
+    terms=st.integers(1, 60),
+    size=st.sampled_from([1e-3, 1.0, 1e4]),
+    level=st.floats(-1.5, 1.5),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_short_cut_through_bfloat16_loses_no_active_term(
+    seed: int, batch: int, length: int, width: int, terms: int, size: float, level: float
+) -> None:
+    hidden, weight, bias, mask = (tensor.float() for tensor in random_case(seed, batch, length, width, terms))
+    hidden, kept = hidden * size, mask.bool()
+    # Every third term is hardly active in the first text: what rounding could lose.
+    bias = bias * level * size
+    if batch and kept[0].any():
+        bias[::3] = -(hidden[0, kept[0]] @ weight.T).amax(0)[::3] * (1 - 1e-4)
+    texts = _Packed(hidden, kept, torch.float32)
+    pooled, positions = _pooled_on_cpu(texts, weight, bias, 16, with_positions=True, short_cut=True)
+    expected, _ = _pooled_on_cpu(texts, weight, bias, 16, with_positions=False, short_cut=False)
+    rounding = 1e-6 * width**0.5 * size * 10
+    torch.testing.assert_close(pooled, expected, rtol=1e-5, atol=max(1e-5, rounding))
+    assert positions is not None
+    logits = hidden @ weight.T + bias
+    there = logits.gather(1, positions.long().unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(
+        torch.log1p(there.relu())[pooled > 0], pooled[pooled > 0], rtol=1e-5, atol=max(1e-5, rounding)
+    )
+
+
+def test_the_bound_of_the_short_cut_holds_where_all_rounding_errors_add_up() -> None:
+    # 1 + 2^-8 lies half-way between two bfloat16 numbers and is rounded down: every product loses the same.
+    states = torch.full((1, 64), 1 + 2.0**-8)
+    rounded = states.bfloat16().float()
+    approximate = (rounded @ rounded.T).bfloat16().float().squeeze(0)
+    exact = (states @ states.T).squeeze(0)
+    assert approximate < exact
+    assert _upper_bound(approximate, states, states.norm(dim=1)) >= exact
+
+
+class Student(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.vocabulary = nn.Linear(6, 6), nn.Linear(6, 30)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        states = self.body(hidden).tanh()
+        return splade_head(states, self.vocabulary.weight, self.vocabulary.bias, mask) * 2
+
+
+@pytest.mark.parametrize("how", ["compiled", "checkpointed", "checkpointed, reentrant"])
+def test_compilation_and_checkpointing_change_nothing(how: str) -> None:
+    torch.manual_seed(0)
+    student = Student()
+    hidden, mask = torch.randn(3, 5, 6, requires_grad=True), torch.rand(3, 5) < 0.7
+    run = {
+        # Not Inductor, which needs a C++ compiler: what is ours stays outside the graph that it would compile.
+        "compiled": torch.compile(student, backend="aot_eager"),
+        "checkpointed": partial(checkpoint, student, use_reentrant=False),
+        "checkpointed, reentrant": partial(checkpoint, student, use_reentrant=True),
+    }[how]
+    results = []
+    for forward in (student, run):
+        inputs = [hidden, *student.parameters()]
+        for tensor in inputs:
+            tensor.grad = None
+        pooled = forward(hidden, mask)
+        pooled.square().sum().backward()
+        results.append([pooled.detach(), *(tensor.grad for tensor in inputs)])
+    assert results[0][0].gt(0).any()
+    for ours, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(run(hidden, mask), results[0][0])
 
 
 def test_masked_rows_are_zero_and_have_no_gradient_even_when_their_states_are_nan() -> None:
@@ -142,11 +249,10 @@ def test_gpu_equals_cpu() -> None:
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("row_by_row", [True, False])
-def test_positions_are_positions_of_the_maximum(row_by_row: bool) -> None:
+def test_positions_are_positions_of_the_maximum() -> None:
     hidden, weight, _, mask = random_case(9, 3, 6, 4, 17)
     mask[:, 0] = True
-    maxima, positions = max_pool_logits(hidden, weight, mask, 5, with_positions=True, row_by_row=row_by_row)
+    maxima, positions = max_pool_logits(hidden, weight, mask, 5, with_positions=True)
     assert positions is not None
     logits = hidden @ weight.T
     torch.testing.assert_close(logits.gather(1, positions.long().unsqueeze(1)).squeeze(1), maxima)
