@@ -44,8 +44,8 @@ WORDS_A_PASSAGE = (10, 40)
 MAX_TERMS = 120
 BATCH_TOKENS = 8192
 FIRST_PASSAGES = 64
-SLACK = 64 << 20
-"""What allocators and lazily imported modules may add."""
+SLACK = 128 << 20
+"""What allocators, lazily imported modules and code pages that the first small segment did not touch may add."""
 POSTING_BYTES = 26 + 2 * 8
 """A posting while its segment is inverted, and its vectors twice: the windows' and the segment's (index/build.py)."""
 RECEIPT_BYTES = 16 << 10

@@ -37,10 +37,6 @@ def check(found: dict, passages: int) -> None:
     assert found["within"]
 
 
-def test_encoding_stays_within_the_bound_of_a_segment(tmp_path: Path) -> None:
-    check(run(tmp_path / "memory.json", 4000, 1000), 4000)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_two_hundred_thousand_passages_stay_within_the_bound_of_a_segment(tmp_path: Path) -> None:
