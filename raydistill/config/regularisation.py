@@ -200,7 +200,8 @@ class RegularisationConfig(Section):
     )
     """Upper bound on sparsity, `flops<=1.8` or `l0<=25`; the first of flops, l1 and l0flops in `terms` is driven to hold
     it (flops, where there is none). Its weight is the lambda that control starts with; a weight of 1 lets the first
-    batches choose."""
+    batches choose. What is held is the cost of validation queries where data.validation is set (ten validations or more
+    before the end), else that of the training queries, which is lower: dropout, and turns that were learnt."""
     per_depth: bool = False
     """Hold the target at every turn depth by itself, so that queries do not grow with the conversation."""
     controller: ControllerConfig = ControllerConfig()

@@ -343,6 +343,7 @@ class Trainer:
         self.engine.train()
         findings = [found for part in gathered_on_first(mine, self._place) for found in part]
         values = from_first(validator.values(findings) if self._place.rank == 0 else {}, self._place)
+        self._sparsity.validated(values["l0"], values["flops"])
         is_best = self.progress.add(self.step, values[self._config.validation.measure])
         hooks.validated({"step": self.step, **values})
         if is_best and self._config.validation.keep == "best":

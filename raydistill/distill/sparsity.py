@@ -4,8 +4,9 @@ One object lives beside the optimizer on every worker. It sees the query vectors
 workers hold the same state without talking; `state` goes into the checkpoint. The penalties' formulas are in
 `regularisers`, the law by which lambda follows a target in `control`.
 
-The statistics are those of the training vectors, dropout included and from before each step's update. The student without
-dropout differs from them: read the final figure from the evaluation.
+The statistics are those of the training vectors, dropout included and from before each step's update. On unseen turns and
+without dropout the student has more terms: `validated` tells the controller how many more. Without validation a target
+holds for the training vectors only: read the final figure from the evaluation.
 """
 
 from __future__ import annotations
@@ -124,8 +125,8 @@ class Sparsity:
             queries: float [B, V], detached; the vectors that the step was computed from. depths: int64 [B], from 1.
 
         Returns:
-            With a target: sparsity_statistic (moving average) and sparsity_wanted, in the target's unit, and with
-            per_depth lambda_depth_D, the lambda of each depth from now on.
+            With a target: sparsity_statistic (moving average) and sparsity_wanted, in the target's unit; sparsity_gap, by
+            what factor held-out queries cost more; and with per_depth lambda_depth_D, the lambda of each depth from now on.
         """
         with torch.no_grad():
             counts = term_counts(queries).tolist()
@@ -137,10 +138,17 @@ class Sparsity:
         if self._controller is None:
             return {}
         self._controller.advance(costs, self._bucket(depths).tolist())
-        values = {"sparsity_statistic": self._controller.statistic, "sparsity_wanted": self._controller.wanted}
+        controller = self._controller
+        values = {"sparsity_statistic": controller.statistic, "sparsity_wanted": controller.wanted}
+        values["sparsity_gap"] = controller.gap
         if self._config.per_depth:
             values |= {f"lambda_depth_{depth}": value for depth, value in enumerate(self._controller.lambdas, start=1)}
         return values
+
+    def validated(self, l0: float, flops: float) -> None:
+        """Take the mean terms and FLOPS of held-out queries, encoded without dropout by the student as it is now."""
+        if self._controller is not None and self._config.target is not None:
+            self._controller.observed({"l0": l0, "flops": flops}[self._config.target.measure])
 
     def advice(self) -> str | None:
         """Return a sentence when sparsity collapses, with numbers and what to change; None while all is well."""

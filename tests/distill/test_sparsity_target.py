@@ -251,3 +251,27 @@ def test_a_moving_mean_is_exact_for_constants_and_weighs_recent_values_more() ->
     assert mean.mean == pytest.approx(2.5)
     mean.add(10.0, 1)
     assert 2.5 < mean.mean < 10.0
+
+
+def test_a_target_holds_for_what_validations_see_and_not_for_the_training_vectors() -> None:
+    """Held-out queries with 1.4 times the terms of training ones: the student is driven that much further down."""
+    config = {"target": "l0<=25"}
+    blind, seeing = Student(config, steps=300), Student(config, steps=300)
+    blind.train()
+    for until in range(30, 301, 30):
+        seeing.train(until)
+        last = seeing.records[-1]["sparsity_statistic"]
+        seeing.sparsity.validated(l0=1.4 * last, flops=0.0)
+    held_out = [1.4 * each.records[-1]["sparsity_statistic"] for each in (blind, seeing)]
+    assert held_out[0] > 1.2 * 25
+    assert held_out[1] == pytest.approx(25, rel=0.08)
+
+
+def test_what_validations_said_goes_through_a_checkpoint() -> None:
+    unbroken = Student({"target": "l0<=25"})
+    unbroken.train(60).sparsity.validated(l0=60.0, flops=0.0)
+    state = json.loads(json.dumps(unbroken.sparsity.state()))
+    resumed = Sparsity(RegularisationConfig.model_validate(unbroken.config), unbroken.document_share, unbroken.steps)
+    resumed.load_state(state)
+    assert resumed.state() == unbroken.sparsity.state()
+    assert state["controller"]["gap"] > 0
