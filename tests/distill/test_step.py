@@ -161,6 +161,7 @@ def test_the_values_to_log_name_every_part() -> None:
             "penalty_pull",
             "sparsity_statistic",
             "sparsity_wanted",
+            "sparsity_gap",
         ),
         *("flops_lambda", "flops_penalty", "l1_lambda", "l1_penalty"),
     }
