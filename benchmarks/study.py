@@ -14,11 +14,13 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from processes import machine
 
 from raydistill.cli import main as raydistill
 from raydistill.conversations.text import history_pairs, student_text
@@ -86,6 +88,8 @@ def main() -> int:
     content["relations"] = _relations(trials, values, by_system, content["systems"])
     lengths = {trial.identity: _lengths(trial) for trial in study.trials if "sparsity" in trial.lines}
     content["sparsity"] = _sparsity(trials, values, lengths)
+    content["machine"] = machine()
+    content["versions"] = {name: version(name) for name in ("raydistill", "ray", "torch", "transformers", "deepspeed")}
     text = _markdown(content)
     print(text)
     if options.out:
