@@ -113,7 +113,7 @@ def _stage(folder: Path, threads: int, runs: list[dict[str, Any]]) -> dict[str, 
     work = {"folder": folder, "model": STAGE_MODEL, "size": sizes[0] if sizes else 8192}
     loops = [_call("encoder_variants", "loop", threads, **work)["passages_per_second"]]
     with tempfile.TemporaryDirectory() as root:
-        stage = _call("encoder_variants", "stage", threads, threads=threads, root=root, **work)
+        stage = _call("encoder_variants", "stage", threads, cpus=threads, root=root, **work)
     loops.append(_call("encoder_variants", "loop", threads, **work)["passages_per_second"])
     ratio = stage["passages_per_second"] / (sum(loops) / len(loops))
     print(

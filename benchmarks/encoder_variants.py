@@ -88,7 +88,7 @@ def measure(variant: str, folder: Path, model: str, size: int, vectors: str) -> 
     return result
 
 
-def stage(folder: Path, model: str, size: int, threads: int, root: str) -> dict[str, Any]:
+def stage(folder: Path, model: str, size: int, cpus: int, root: str) -> dict[str, Any]:
     """Build the index of the passages on a local Ray with one actor, and return its speed apart from starting up.
 
     The stage's time runs from the moment its actor is ready to the end of the last segment's encoding, with reading,
@@ -107,13 +107,13 @@ def stage(folder: Path, model: str, size: int, threads: int, root: str) -> dict[
     from raydistill.index.build import build_index
     from raydistill.index.corpus import prepare_corpus
 
-    connect(RayConfig(local_cpus=threads))
+    connect(RayConfig(local_cpus=cpus))
     unused = ConversationSource(conversations="/unused")
     data = DataConfig(corpus=(str(folder / CORPUS),), train=unused, test=unused)
     source = str(model_folder(folder, model))
     # As many terms as there are: the loop beside it keeps all of them, too.
     documents = SpladeDocumentsConfig(model=source, max_tokens=MAX_TOKENS, max_terms=2**20, batch_tokens=size)
-    workers = PoolConfig(actors=1, cpus=threads)
+    workers = PoolConfig(actors=1, cpus=cpus)
     rows = _segment_rows(folder)
     corpus = prepare_corpus(data, rows, workers, root)
     started = time.perf_counter()
