@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,9 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from training import _machine
-from training_variants import _memory as resident
-from training_variants import _reset_peak
+from processes import in_a_process, machine, memory, reset_peak
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 OURS = "raydistill"
@@ -64,7 +60,7 @@ def main() -> int:
         options.batch, options.lengths, options.vocabularies, options.widths = 8, [64], [8_000], [64]
         options.active = [min(each, 2000) for each in options.active]
     result = {
-        "machine": _machine(options.device),
+        "machine": machine(options.device),
         "versions": {name: version(name) for name in ("raydistill", "torch", "sentence-transformers")},
         "settings": {"device": options.device, "dtype": options.dtype, "memory_bound_gib": options.memory_bound},
         "runs": [_compared(options, threads) for threads in options.threads],
@@ -191,7 +187,7 @@ def _measured(variant: str, device: str, dtype: str, **case: Any) -> dict[str, A
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-        peak = (torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")) - before
+        peak = (torch.cuda.max_memory_allocated() if device == "cuda" else memory("VmHWM")) - before
         active = float((pooled > 0).sum()) / batch
         del pooled
     median = statistics.median(seconds)
@@ -217,8 +213,8 @@ def _start_of_memory(device: str) -> int:
 
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    _reset_peak()
-    return resident("VmRSS")
+    reset_peak()
+    return memory("VmRSS")
 
 
 def _ceilings(device: str, dtype: Any) -> dict[str, Any]:
@@ -279,18 +275,8 @@ def _variant(name: str) -> Callable[..., Any]:
 
 
 def _in_a_process(threads: int, **work: Any) -> dict[str, Any]:
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(Path(__file__).resolve().parent)]),
-    }
-    command = [sys.executable, str(Path(__file__).resolve()), "--worker", json.dumps(work)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise SystemExit(f"a measurement ended with status {ended.returncode}:\n{ended.stderr[-3000:]}")
-    return dict(json.loads(ended.stdout.splitlines()[-1]))
+    ended = in_a_process([str(Path(__file__).resolve()), "--worker", json.dumps(work)], threads)
+    return dict(json.loads(ended.splitlines()[-1]))
 
 
 if __name__ == "__main__":
