@@ -3,7 +3,8 @@
 Compares raydistill's encoder with sentence_transformers.SparseEncoder on the same models and the same real passages, their
 lengths as they are, and the Ray Data stage with a loop in one process; `encoder_variants` says what each does,
 `encoder_inputs` what all read. Every measurement is a process of its own. Both encoders are tried at several batch sizes on
-some of the passages, and measured on all of them at the fastest. Linux only.
+some of the passages, and measured on all of them at the fastest. Results are stored as they come: the same command goes on
+where it was stopped, and further models or threads join those in the file. Linux only.
 """
 
 from __future__ import annotations
@@ -37,34 +38,63 @@ def main() -> int:
     parser.add_argument("--inputs", type=Path, help="folder of inputs, made when missing (default: a temporary one)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
+    settings = {
+        "passages": options.passages,
+        "trial_passages": options.trial_passages,
+        "shape": SHAPE,
+        "max_tokens": MAX_TOKENS,
+        "active_share": ACTIVE_SHARE,
+    }
+    versions = {name: version(name) for name in PACKAGES}
+    results = _Results(options.out, {"machine": machine(), "versions": versions, "settings": settings})
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.inputs or Path(temporary)
         if not (folder / TEXTS).is_file():
             _call("encoder_inputs", "prepare", 2, folder=folder, data=options.data, passages=options.passages)
-        runs = [
-            {"model": model, "threads": threads, **_compared(model, folder, threads, options.trial_passages)}
-            for threads in options.threads
-            for model in options.models
-        ]
-        stages = [] if options.without_stage else [_stage(folder, threads, runs) for threads in options.threads]
         passages = len(json.loads((folder / TEXTS).read_text(encoding="utf-8")))
-    result = {
-        "machine": machine(),
-        "versions": {name: version(name) for name in PACKAGES},
-        "settings": {
-            "passages": passages,
-            "trial_passages": options.trial_passages,
-            "shape": SHAPE,
-            "max_tokens": MAX_TOKENS,
-            "active_share": ACTIVE_SHARE,
-        },
-        "runs": runs,
-        "stages": stages,
-    }
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        if passages != options.passages:
+            raise SystemExit(
+                f"{folder} holds {passages} passages, not {options.passages}; give another --inputs or --passages"
+            )
+        for threads in options.threads:
+            for model in options.models:
+                if not results.has("runs", model, threads):
+                    results.add("runs", model, threads, _compared(model, folder, threads, options.trial_passages))
+        for threads in () if options.without_stage else options.threads:
+            if not results.has("stages", STAGE_MODEL, threads):
+                results.add(
+                    "stages", STAGE_MODEL, threads, _stage(folder, threads, results.of("runs", STAGE_MODEL, threads))
+                )
     return 0
+
+
+class _Results:
+    """What was measured so far, in a file that is written anew after every measurement."""
+
+    def __init__(self, path: Path | None, origin: dict[str, Any]) -> None:
+        self._path = path
+        self._content: dict[str, Any] = {**origin, "runs": [], "stages": []}
+        if path is not None and path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            different = [name for name, value in origin.items() if found.get(name) != json.loads(json.dumps(value))]
+            if different:
+                raise SystemExit(
+                    f"{path} was measured with other {' and '.join(different)}; give another --out or remove it"
+                )
+            self._content = found
+
+    def of(self, kind: str, model: str, threads: int) -> dict[str, Any] | None:
+        wanted = [each for each in self._content[kind] if (each["model"], each["threads"]) == (model, threads)]
+        return wanted[0] if wanted else None
+
+    def has(self, kind: str, model: str, threads: int) -> bool:
+        return self.of(kind, model, threads) is not None
+
+    def add(self, kind: str, model: str, threads: int, measured: dict[str, Any]) -> None:
+        self._content[kind].append({**measured, "model": model, "threads": threads})
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
 
 
 def _compared(model: str, folder: Path, threads: int, trial_passages: int) -> dict[str, Any]:
@@ -107,10 +137,13 @@ def _compared(model: str, folder: Path, threads: int, trial_passages: int) -> di
     return result
 
 
-def _stage(folder: Path, threads: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Measure the Ray Data stage beside the loop, the loop before and after it, and print the ratio."""
-    sizes = [run["variants"][OURS]["size"] for run in runs if (run["model"], run["threads"]) == (STAGE_MODEL, threads)]
-    work = {"folder": folder, "model": STAGE_MODEL, "size": sizes[0] if sizes else 8192}
+def _stage(folder: Path, threads: int, run: dict[str, Any] | None) -> dict[str, Any]:
+    """Measure the Ray Data stage beside the loop, the loop before and after it, and print the ratio.
+
+    Args:
+        run: of the same model and threads; its batch size is taken.
+    """
+    work = {"folder": folder, "model": STAGE_MODEL, "size": run["variants"][OURS]["size"] if run else 8192}
     loops = [_call("encoder_variants", "loop", threads, **work)["passages_per_second"]]
     with tempfile.TemporaryDirectory() as root:
         stage = _call("encoder_variants", "stage", threads, cpus=threads, root=root, **work)
@@ -121,7 +154,7 @@ def _stage(folder: Path, threads: int, runs: list[dict[str, Any]]) -> dict[str, 
         f"up ({stage['start_up']:.0f} s), loop {loops[0]:.1f} before and {loops[1]:.1f} after: ratio {ratio:.3f}",
         flush=True,
     )
-    return {"threads": threads, **work, "folder": "", "stage": stage, "loops": loops, "ratio": ratio}
+    return {"size": work["size"], "stage": stage, "loops": loops, "ratio": ratio}
 
 
 def _call(module: str, function: str, threads: int, **arguments: Any) -> dict[str, Any]:
