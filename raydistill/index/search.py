@@ -24,6 +24,7 @@ from raydistill.index.accumulate import score_pairs, search_segment
 from raydistill.index.forward import gathered, owning_segments
 from raydistill.index.passage_masks import Mask, members
 from raydistill.index.segment import Segment
+from raydistill.index.tombstones import live_mask
 
 if TYPE_CHECKING:
     from raydistill.index.publish import IndexVersion
@@ -240,4 +241,5 @@ def _sorted_result(
 def open_searcher(version: IndexVersion, threads: int = 1) -> Searcher:
     """Return a searcher over a published version; segments are fetched through the local cache and memory-mapped."""
     segments = [Segment(version.fetch(entry)) for entry in version.segments]
-    return Searcher(segments, [entry.first_passage for entry in version.segments], threads=threads)
+    first_passages = [entry.first_passage for entry in version.segments]
+    return Searcher(segments, first_passages, threads, [live_mask(version, entry) for entry in version.segments])
