@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,23 +74,30 @@ class StatisticsCounter:
 
 
 class SegmentBuilder:
-    """Encodes one corpus part and puts its segment."""
+    """Encodes one corpus part and puts its segment.
+
+    Args:
+        lexicon: where the document frequencies of its vectors go too, None for nowhere.
+        places: part -> (folder, name) of a segment that another version has and that was lost; it goes where it was.
+    """
 
     def __init__(
         self,
         corpus: Artifact,
         writer: IndexWriter,
-        lexicon: ArtifactWriter,
+        lexicon: ArtifactWriter | None,
         documents: DocumentsConfig,
         student: StudentConfig,
         impacts: Impacts,
         device: str,
+        places: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
         self._corpus = corpus
         self._writer = writer
-        self._lexicon = None if isinstance(documents, LexicalDocumentsConfig) else lexicon
+        self._lexicon = lexicon
         self._impacts = impacts
-        found = writer.find_statistics() if self._lexicon is None else None
+        self._places = places or {}
+        found = writer.find_statistics() if isinstance(documents, LexicalDocumentsConfig) else None
         self._encoder = load_document_encoder(documents, student, found[1] if found else None, device)
         self._free_since = time.monotonic()
 
@@ -109,7 +117,9 @@ class SegmentBuilder:
             counters = segment_counters(tally, int((vectors.lengths() == 0).sum()), now - self._free_since)
             self._free_since = now
             largest = {MAX_IMPACT: float(vectors.weights.max(initial=0.0))}
-            self._writer.put_segment(part.name, path, len(vectors), vectors.nnz, counters | largest)
+            place, name = self._places.get(part.name, (self._writer.fingerprint, part.name))
+            writer = replace(self._writer, fingerprint=place)
+            writer.put_segment(name, path, len(vectors), vectors.nnz, counters | largest)
         rate = len(vectors) / counters["worker_seconds"]
         return {"passages": len(vectors), "vocabulary_size": vectors.vocabulary_size, "rate": rate}
 
