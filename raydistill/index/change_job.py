@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from raydistill.index.corpus import corpus_artifact, passage_parts, prepare_corp
 from raydistill.index.encode_parts import SegmentBuilder, run_parts
 from raydistill.index.forward import segment_frequency
 from raydistill.index.publish import IndexVersion, IndexWriter
+from raydistill.index.segment import FORMAT_VERSION
 from raydistill.index.segment_entries import MAX_IMPACT
 from raydistill.progress import track
 from raydistill.storage.artifacts import Artifact, Manifest, fingerprint
@@ -197,11 +198,11 @@ def _add(config: DistillConfig, passages: CorpusConfig, operation: Any, missing_
     request = fingerprint("index-request", _REQUEST_VERSION, settings, {"passages": planned.fingerprint})
     _connect(config)
     corpus = prepare_corpus(passages, rows, config.index.workers, config.root)
-    change = PassageChange(operation, request, lambda: _ids(corpus), None, missing_ok)
+    encoding = _Encoding(config, base, corpus)
+    change = PassageChange(operation, request, lambda: _ids(corpus), encoding.found(), missing_ok)
     if not change.check(base):
         return ChangeReport(base, changed=False)
-    new = _encoded(config, base, documents, corpus)
-    return _commit(config, PassageChange(operation, request, lambda: _ids(corpus), new, missing_ok))
+    return _commit(config, replace(change, new=change.new or encoding.made(documents)))
 
 
 def _documents(base: IndexVersion, student: StudentConfig) -> DocumentsConfig:
@@ -223,30 +224,52 @@ def _documents(base: IndexVersion, student: StudentConfig) -> DocumentsConfig:
     return documents
 
 
-def _encoded(config: DistillConfig, base: IndexVersion, documents: DocumentsConfig, corpus: Artifact) -> NewPassages:
-    """Encode the passages of a corpus alike to a version's, as far as that was not done before."""
-    encoding = encoding_key(base)
-    name = fingerprint("index-passages", _REQUEST_VERSION, {"encoding": encoding}, {"corpus": corpus.fingerprint})
-    writer = IndexWriter(base.root, base.name, name)
-    if isinstance(documents, LexicalDocumentsConfig):
-        statistics = base.open_statistics()
-        assert statistics is not None, "encoding_key has seen them"
-        writer.put_statistics(statistics)
-    parts = passage_parts(corpus.manifest())
-    arguments = {
-        "corpus": corpus,
-        "writer": writer,
-        "lexicon": None,
-        "documents": documents,
-        "student": config.student,
-        "impacts": base.metadata["impacts"],
-        "device": "cuda" if config.index.workers.gpus else "cpu",
-    }
-    run_parts(parts, writer.finished(), SegmentBuilder, arguments, config.index.workers, "index")
-    names = [part.name for part in parts]
-    segments = writer.entries(names, {part.name: part.sha256 for part in parts})
-    frequency = sum((segment_frequency(base, each) for each in segments), np.zeros(base.vocabulary_size, dtype=np.int64))
-    return NewPassages(segments, encoding, {"name": corpus.name, "fingerprint": corpus.fingerprint}, frequency)
+class _Encoding:
+    """The passages of a corpus, encoded alike to those of a version."""
+
+    def __init__(self, config: DistillConfig, base: IndexVersion, corpus: Artifact) -> None:
+        self._config = config
+        self._base = base
+        self._corpus = corpus
+        self._parts = passage_parts(corpus.manifest())
+        self._key = encoding_key(base)
+        inputs = {"corpus": corpus.fingerprint}
+        name = fingerprint("index-passages", _REQUEST_VERSION, {"encoding": self._key, "format": FORMAT_VERSION}, inputs)
+        self._writer = IndexWriter(base.root, base.name, name)
+
+    def found(self) -> NewPassages | None:
+        """Return the passages where all of them were encoded before, None where not."""
+        finished = self._writer.finished()
+        return self._new() if all(part.name in finished for part in self._parts) else None
+
+    def made(self, documents: DocumentsConfig) -> NewPassages:
+        """Encode what is missing, on Ray, and return all passages."""
+        if isinstance(documents, LexicalDocumentsConfig):
+            statistics = self._base.open_statistics()
+            assert statistics is not None, "encoding_key has seen them"
+            self._writer.put_statistics(statistics)
+        workers = self._config.index.workers
+        arguments = {
+            "corpus": self._corpus,
+            "writer": self._writer,
+            "lexicon": None,
+            "documents": documents,
+            "student": self._config.student,
+            "impacts": self._base.metadata["impacts"],
+            "device": "cuda" if workers.gpus else "cpu",
+        }
+        run_parts(self._parts, self._writer.finished(), SegmentBuilder, arguments, workers, "index")
+        return self._new()
+
+    def _new(self) -> NewPassages:
+        base, corpus = self._base, self._corpus
+        segments = self._writer.entries(
+            [part.name for part in self._parts], {part.name: part.sha256 for part in self._parts}
+        )
+        frequency = np.zeros(base.vocabulary_size, dtype=np.int64)
+        for segment in segments:
+            frequency += segment_frequency(base, segment)
+        return NewPassages(segments, self._key, {"name": corpus.name, "fingerprint": corpus.fingerprint}, frequency)
 
 
 def _ids(corpus: Artifact) -> Iterator[list[str]]:

@@ -31,3 +31,8 @@ def members(mask: Mask, numbers: NDArray[np.integer]) -> NDArray[np.bool_]:
     """Return which of the numbers (int [C], within the segment) are in the mask, bool [C]."""
     wanted = np.asarray(numbers, dtype=np.int64)
     return ((mask[wanted >> 3] >> (wanted & 7).astype(np.uint8)) & 1).astype(bool)
+
+
+def others(mask: Mask, passages: int) -> NDArray[np.int64]:
+    """Return the numbers, of so many passages, that are not in the mask: int64, ascending."""
+    return np.flatnonzero(np.unpackbits(mask, count=passages, bitorder="little") == 0)

@@ -209,6 +209,9 @@ def test_a_repeated_or_interrupted_command_changes_the_index_once(world, monkeyp
     again = append_passages(config, new)
     assert (again.changed, again.version) == (False, report.version)
     assert report.version.live == 150
+    later = delete_passages(config, ["p0"]).version
+    again = append_passages(config, new)
+    assert (again.changed, again.version) == (False, later), "others may have changed the index since"
 
 
 def test_a_splade_index_after_changes_equals_one_built_of_what_it_holds(tmp_path, minilm):

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from raydistill.encoders.batch import SparseBatch
 from raydistill.encoders.lexical import LexicalStatistics
 from raydistill.errors import DataError
+from raydistill.evaluation.query_worker import passage_share
 from raydistill.index.changes import PassageChange
 from raydistill.index.commit import commit_change
 from raydistill.index.forward import document_frequency, document_share
@@ -135,6 +136,7 @@ class Changes(RuleBasedStateMachine):
         version, expected = self.version, frequency(self.model)
         np.testing.assert_array_equal(document_frequency(version), expected)
         np.testing.assert_allclose(document_share(version), expected / max(1, len(self.model)), rtol=1e-6)
+        np.testing.assert_allclose(passage_share(open_searcher(version)), expected / max(1, len(self.model)))
         assert version.live == len(self.model)
         assert version.passages - version.deleted == version.live
         content = version.open_frequencies()

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import CorruptObjectError, DataError
 from raydistill.index.compiled import compiled
-from raydistill.index.passage_masks import mask_of, mask_without, members
+from raydistill.index.passage_masks import mask_of, mask_without, members, others
 from raydistill.index.postings import BLOCK, invert
 from raydistill.index.search import Searcher
 from raydistill.index.segment import Segment, write_segment
@@ -101,6 +101,7 @@ def test_masks_hold_exactly_their_passages(passages, numbers):
     inside = np.isin(np.arange(passages), numbers)
     np.testing.assert_array_equal(members(mask_of(passages, numbers), np.arange(passages)), inside)
     np.testing.assert_array_equal(members(mask_without(passages, numbers), np.arange(passages)), ~inside)
+    assert others(mask_without(passages, numbers), passages).tolist() == numbers
 
 
 @pytest.mark.parametrize("impacts", ["f32", "f16", "u8"])
