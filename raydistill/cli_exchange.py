@@ -40,7 +40,7 @@ def add_exchange_commands(commands: Any) -> None:
     queries.add_argument("--to", required=True, metavar="FILE", help="the file to write")
     queries.add_argument("--format", choices=["jsonl", "tsv", "bmp", "opensearch", "qdrant"], default="jsonl")
     queries.add_argument("--terms", help="names of the terms, as of the export; default their ids")
-    queries.add_argument("--scale", type=float, help="tsv, bmp: repetitions = weight * scale (default: at most 32)")
+    queries.add_argument("--scale", type=float, help="tsv, bmp: repetitions = weight * scale (default: largest 32)")
     queries.add_argument("--field", default="sparse", help="opensearch, qdrant: the vector field (default: sparse)")
     queries.set_defaults(command=_export_queries)
     tune = commands.add_parser("tune-search", help="find the fastest setting of approximate search that finds enough")
@@ -99,7 +99,7 @@ def _import(options: argparse.Namespace) -> int:
 
 def _export_queries(options: argparse.Namespace) -> int:
     from raydistill.errors import DataError
-    from raydistill.index.exchange.queries import encoded_texts, query_lines, repetition, stored_rewrites
+    from raydistill.index.exchange.queries import encoded_texts, query_lines, stored_rewrites
     from raydistill.index.exchange.terms import term_names
 
     size = _version(options).vocabulary_size
@@ -114,10 +114,9 @@ def _export_queries(options: argparse.Namespace) -> int:
             f"the encoder has {vectors.vocabulary_size} terms and the index {size}; take the index's own student"
         )
     names = term_names(options.terms, size)
-    scale = repetition(vectors, options.scale)
     path = Path(options.to).expanduser()
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(query_lines(ids, vectors, names, options.format, options.field, scale))
+        file.writelines(query_lines(ids, vectors, names, options.format, options.field, options.scale))
     Console(soft_wrap=True).print(f"{len(ids)} queries in {path}")
     return 0
 

@@ -7,7 +7,7 @@ in which an engine takes queries.
     opensearch   {"query": {"neural_sparse": {FIELD: {"query_tokens": {"1037": 1.25}}}}}       a line is a body of _search
     qdrant       {"query": {"indices": [1037], "values": [1.25]}, "using": FIELD}              one of /points/query
 
-In tsv and bmp a weight is weight * scale, rounded, at least 1; by default the largest weight of all queries becomes 32.
+In tsv and bmp a weight is weight * scale, rounded, at least 1; by default each query's largest weight becomes 32.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from raydistill.conversations.rows import BadRow, RowError, identifier, json_object, numbered_lines, required_text
 from raydistill.encoders.batch import SparseBatch
@@ -33,7 +34,7 @@ from raydistill.storage.store import open_store
 QueryFormat = Literal["jsonl", "tsv", "bmp", "opensearch", "qdrant"]
 REPEATED = ("tsv", "bmp")
 """Formats in which a term is repeated as often as its weight says."""
-LARGEST_REPETITION = 32
+_MOST = 32
 
 
 def stored_rewrites(uri: str, teacher: str | None, vocabulary_size: int) -> tuple[list[str], SparseBatch]:
@@ -100,34 +101,27 @@ def read_queries(uri: str, vocabulary_size: int, names: Sequence[str] | None) ->
     return ids, SparseBatch.concatenate(batches)
 
 
-def repetition(vectors: SparseBatch, scale: float | None) -> Quantisation:
-    """Return the quantisation of query weights: of a given scale, or that by which the largest becomes 32."""
-    if scale is not None:
-        return Quantisation(scale, 2**31 - 1)
-    return Quantisation(LARGEST_REPETITION / float(vectors.weights.max(initial=1e-30)), LARGEST_REPETITION)
-
-
 def query_lines(
     ids: Sequence[str],
     vectors: SparseBatch,
     names: Sequence[str],
     kind: QueryFormat,
     field: str,
-    quantised: Quantisation,
+    scale: float | None,
 ) -> Iterator[str]:
     """Yield one line a query.
 
     Args:
         names: of the terms, by id.
         field: the vector field (opensearch) or the named vector (qdrant).
-        quantised: of the weights, for the formats that repeat terms.
+        scale: of the weights, for the formats that repeat terms; None lets each query's largest weight become 32.
     """
     for row, query_id in enumerate(ids):
         terms, weights = vectors.row(row)
         decimals = [float(f"{weight:.9g}") for weight in weights.tolist()]
         named = [names[term] for term in terms.tolist()]
         if kind in REPEATED:
-            counts = quantised.apply(weights)
+            counts = _repetitions(weights, scale)
             text = " ".join(np.repeat(np.array(named, dtype=object), counts).tolist())
             yield f"{query_id}: {text}\n" if kind == "bmp" else f"{query_id}\t{text}\n"
         elif kind == "qdrant":
@@ -139,3 +133,9 @@ def query_lines(
             if kind == "opensearch":
                 body = {"query": {"neural_sparse": {field: {"query_tokens": vector}}}}
             yield json.dumps(body, ensure_ascii=False) + "\n"
+
+
+def _repetitions(weights: NDArray[np.float32], scale: float | None) -> NDArray[np.int32]:
+    if scale is not None:
+        return Quantisation(scale, 2**31 - 1).apply(weights)
+    return Quantisation(_MOST / float(weights.max(initial=1e-30)), _MOST).apply(weights)

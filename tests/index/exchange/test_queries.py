@@ -14,7 +14,7 @@ from raydistill.conversations.records import ConversationalQuery
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import DataError
 from raydistill.index.candidates import candidate_table, parquet_bytes, query_table
-from raydistill.index.exchange.queries import QueryFormat, query_lines, read_queries, repetition, stored_rewrites
+from raydistill.index.exchange.queries import QueryFormat, query_lines, read_queries, stored_rewrites
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
 
 QUERIES = SparseBatch.from_rows([{1: 2.0, 3: 0.5}, {2: 4.0}], 5)
@@ -22,12 +22,12 @@ NAMES = ["a", "b", "c", "d", "e"]
 
 
 def lines(kind: QueryFormat, scale: float | None = None) -> list[str]:
-    return list(query_lines(["q1", "q2"], QUERIES, NAMES, kind, "terms", repetition(QUERIES, scale)))
+    return list(query_lines(["q1", "q2"], QUERIES, NAMES, kind, "terms", scale))
 
 
 def test_terms_are_repeated_as_often_as_their_weights_say() -> None:
     assert lines("tsv", scale=2) == ["q1\tb b b b d\n", "q2\t" + " ".join("c" * 8) + "\n"]
-    assert lines("bmp")[0] == "q1: " + " ".join("b" * 16 + "d" * 4) + "\n"
+    assert lines("bmp")[0] == "q1: " + " ".join(["b"] * 32 + ["d"] * 8) + "\n"
     assert lines("bmp")[1].split().count("c") == 32
 
 
@@ -41,7 +41,7 @@ def test_json_lines_of_queries_come_back(tmp_path: Path) -> None:
     vectors = random_vectors(9, 30, 5, 0.5)
     ids = [f"q{row}" for row in range(30)]
     path = tmp_path / "queries.jsonl"
-    path.write_text("".join(query_lines(ids, vectors, NAMES, "jsonl", "", repetition(vectors, None))))
+    path.write_text("".join(query_lines(ids, vectors, NAMES, "jsonl", "", None)))
     back, found = read_queries(str(path), 5, NAMES)
     assert back == ids
     np.testing.assert_array_equal(found.to_dense(), vectors.to_dense())
