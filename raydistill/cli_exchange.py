@@ -113,7 +113,7 @@ def _export_queries(options: argparse.Namespace) -> int:
         raise DataError(
             f"the encoder has {vectors.vocabulary_size} terms and the index {size}; take the index's own student"
         )
-    names = term_names(options.terms, size)
+    names = term_names(_terms(options), size)
     path = Path(options.to).expanduser()
     with path.open("w", encoding="utf-8") as file:
         file.writelines(query_lines(ids, vectors, names, options.format, options.field, options.scale))
@@ -134,7 +134,7 @@ def _tune_search(options: argparse.Namespace) -> int:
     config = build_section(TuneSearchConfig, {}, options.overrides, "tune-search")
     version = _version(options)
     if options.queries:
-        names = None if options.terms is None else term_names(options.terms, version.vocabulary_size)
+        names = None if options.terms is None else term_names(_terms(options), version.vocabulary_size)
         _, queries = read_queries(_uri(options.queries), version.vocabulary_size, names)
     else:
         queries = passages_as_queries(open_searcher(version), config.queries)
@@ -165,6 +165,11 @@ def _version(options: argparse.Namespace) -> IndexVersion:
     if options.version is None:
         return current_version(root, options.index)
     return load_version(root, options.index, options.version)
+
+
+def _terms(options: argparse.Namespace) -> str | None:
+    path = None if options.terms is None else Path(options.terms).expanduser()
+    return str(path.resolve()) if path is not None and path.exists() else options.terms
 
 
 def _uri(location: str) -> str:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from raydistill.config.fields import Location, Name, NonNegativeInt, Operational, PoolConfig, Section
+from raydistill.config.fields import Location, ModelSource, Name, NonNegativeInt, Operational, PoolConfig, Section
 
 ExportFormat = Literal["parquet", "jsonl", "anserini", "opensearch", "qdrant", "ciff", "pisa"]
 WHOLE_NUMBERS = ("anserini", "ciff", "pisa")
@@ -25,9 +25,9 @@ class ExportConfig(Section):
     """Whole numbers go up to 2^bits - 1, which the largest impact of the index becomes. BMP reads at most 8 bits."""
     scale: PositiveFloat | None = None
     """Whole number = impact * scale, rounded, at least 1; None takes the scale that `bits` means."""
-    terms: Operational[str | None] = None
-    """Where the terms' strings come from: a text file with one term a line, or a tokenizer (folder or hub id); None
-    names terms by their id."""
+    terms: Operational[ModelSource | None] = None
+    """Where the terms' strings come from: a text file (.txt) with one term a line, or a tokenizer (folder or hub id); a
+    relative path begins with ./; None names terms by their id."""
     passages_per_file: PositiveInt = 100_000
     """Passages in one output file of the formats that are written passage by passage."""
     field: Name = "sparse"
@@ -58,8 +58,9 @@ class ImportConfig(Section):
     """Of the index."""
     vocabulary_size: PositiveInt | None = None
     """Terms of the encoder; None takes it from `terms`, or from Parquet files that state it."""
-    terms: Operational[str | None] = None
-    """Needed where the vectors name terms by strings: a text file with one term a line, or a tokenizer."""
+    terms: Operational[ModelSource | None] = None
+    """Needed where the vectors name terms by strings: a text file (.txt) with one term a line, or a tokenizer, as in an
+    export."""
     impacts: Literal["f32", "f16", "u8"] = "f16"
     """Stored precision of impacts."""
     passages_per_segment: PositiveInt = 1_000_000

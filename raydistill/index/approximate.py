@@ -1,8 +1,8 @@
 """The Seismic index of an index version as an artifact, built on Ray: one part a segment.
 
 Artifact of kind "seismic", named by the index; its fingerprint covers the index version, the parameters of the build and the
-library's version. Part {segment}.seismic is the library's file for that segment, empty where the segment has no term.
-Building is `seismic`; a half-built artifact goes on with the segments that are missing.
+library's version. Part {segment}.seismic is the library's file for that segment, empty where no passage that is not
+deleted has a term. Building is `seismic`; a half-built artifact goes on with the segments that are missing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from raydistill.actor_pool import map_shards
 from raydistill.config import SeismicBuildConfig, WorkerConfig
-from raydistill.index.exchange.stored import windows
+from raydistill.index.exchange.stored import stored_rows
 from raydistill.index.publish import IndexVersion
 from raydistill.index.seismic import SUFFIX, build_seismic, seismic_library, write_input
 from raydistill.progress import track
@@ -73,8 +73,7 @@ class _SeismicBuilder:
         entry = self._version.segments[spec["segment"]]
         with tempfile.TemporaryDirectory(prefix="raydistill-seismic-") as folder:
             source, target = Path(folder) / "vectors.bin", Path(folder) / f"index{SUFFIX}"
-            if entry.postings:
-                write_input(source, (window.vectors for window in windows(self._version, entry)), entry.passages)
+            if write_input(source, stored_rows(self._version, entry), entry.passages):
                 build_seismic(source, target, self._version.vocabulary_size, self._config)
             else:
                 target.touch()

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import DataError
+from raydistill.index.passage_masks import members
 from raydistill.index.search import Searcher, SearchResult
 from raydistill.index.segment import Segment
 
@@ -79,13 +80,18 @@ class DeviceSearcher:
         """Return the device's best scores of each query, float32 [B, depth] descending, 0 where there is none, and whose."""
         best = torch.zeros((len(queries), depth), dtype=torch.float32, device=self._device)
         numbers = torch.full((len(queries), depth), -1, dtype=torch.int64, device=self._device)
-        for segment, first in zip(self.exact.segments, self.exact.first_passages.tolist(), strict=True):
+        firsts = self.exact.first_passages.tolist()
+        for segment, first, live in zip(self.exact.segments, firsts, self.exact.allowed, strict=True):
             for start in range(0, segment.passages, self._rows):
                 stop = min(start + self._rows, segment.passages)
                 block = self._block(segment, start, stop)
+                numbered = np.arange(start, stop)
+                gone = None if live is None else torch.from_numpy(~members(live, numbered)).to(self._device)
                 for column in range(0, len(queries), self._columns):
                     slot = slice(column, column + self._columns)
                     product = block @ self._dense(queries, column)
+                    if gone is not None:
+                        product[gone] = 0.0
                     top, places = product.t().topk(min(depth, stop - start), dim=1)
                     joined = torch.cat([best[slot], top], dim=1)
                     known = torch.cat([numbers[slot], places + (first + start)], dim=1)

@@ -34,8 +34,8 @@ class PassageFilter:
         return cls(np.unique(np.asarray(numbers, dtype=np.int64)), False)
 
     def mask(self, first: int, passages: int) -> Mask | None:
-        """Return the mask (see `passage_masks`) of those of the passages first..first + passages - 1 that pass, numbered from
-        0; None where all do."""
+        """Return the mask (see `passage_masks`) of a segment with the passages first..first + passages - 1: those that pass;
+        None where all do."""
         start, stop = np.searchsorted(self.numbers, [first, first + passages]).tolist()
         named = self.numbers[start:stop] - first
         if self.allows:

@@ -45,12 +45,12 @@ def seismic_library() -> Any:
         ) from None
 
 
-def write_input(path: Path, batches: Iterable[SparseBatch], passages: int) -> None:
-    """Write vectors in Seismic's input format; one batch is in memory.
+def write_input(path: Path, batches: Iterable[SparseBatch], passages: int) -> int:
+    """Write vectors in Seismic's input format and return their entries; one batch is in memory.
 
     Raises DataError when the batches do not hold `passages` rows.
     """
-    written = 0
+    written = entries = 0
     with path.open("wb") as file:
         np.array([passages], dtype="<u4").tofile(file)
         for batch in batches:
@@ -63,9 +63,10 @@ def write_input(path: Path, batches: Iterable[SparseBatch], passages: int) -> No
             words[places] = batch.term_ids
             words[places + np.repeat(lengths, lengths)] = batch.weights.astype("<f4").view("<u4")
             words.tofile(file)
-            written += len(batch)
+            written, entries = written + len(batch), entries + batch.nnz
     if written != passages:
         raise DataError(f"{path.name} should hold {passages} passages, and {written} came; the index is inconsistent")
+    return entries
 
 
 def build_seismic(source: Path, target: Path, vocabulary_size: int, config: SeismicBuildConfig) -> None:

@@ -13,6 +13,7 @@ from test_segment_search import open_segments, random_batch, sparse_rows
 
 from raydistill.encoders.batch import SparseBatch
 from raydistill.index.device_search import DeviceSearcher
+from raydistill.index.passage_masks import mask_without
 from raydistill.index.search import Searcher
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -59,6 +60,14 @@ def test_real_weights_of_every_stored_type(tmp_path: Path, device: str, impacts:
     batched = DeviceSearcher(searcher, device, passages_at_a_time=256, queries_at_a_time=7)
     assert_equal_results(searcher, batched, spread(random_batch(rng, 20, 300, 0.2)), 50)
     assert batched.searched_again == 0
+
+
+def test_deleted_passages_are_not_found(tmp_path: Path) -> None:
+    rng = np.random.default_rng(12)
+    parts = [random_batch(rng, rows, 60, 0.3) for rows in (100, 70)]
+    masks = [mask_without(100, rng.choice(100, 40)), None]
+    searcher = Searcher(open_segments(tmp_path, parts), allowed=masks)
+    assert_equal_results(searcher, DeviceSearcher(searcher, "cpu", 33, 4), random_batch(rng, 9, 60, 0.3), 80)
 
 
 def test_more_ties_than_the_margin_are_left_to_the_searcher(tmp_path: Path) -> None:

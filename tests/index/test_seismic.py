@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from raydistill.config import PoolConfig, SeismicBuildConfig
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import ConfigError, DataError
 from raydistill.index.approximate import build_approximate, seismic_artifact
+from raydistill.index.changes import with_deleted
 from raydistill.index.publish import IndexVersion, IndexWriter
 from raydistill.index.search import Searcher, open_searcher
 from raydistill.index.segment import write_segment
@@ -94,6 +96,20 @@ def publish(root: str, folder: Path, parts: list[SparseBatch]) -> IndexVersion:
         write_segment(path, part, [f"{number}-{row}" for row in range(len(part))], "f16")
         writer.put_segment(path.stem, path, len(part), part.nnz)
     return writer.commit([f"{number:05d}" for number in range(len(parts))], parts[0].vocabulary_size, {})
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_deleted_passages_are_not_in_the_approximate_index(tmp_path: Path) -> None:
+    need_library()
+    rng = np.random.default_rng(9)
+    version = publish(f"file://{tmp_path}/runs", tmp_path, [random_batch(rng, 40, 30, 0.4), random_batch(rng, 3, 30, 0.4)])
+    gone = np.array([0, 7, 8, 40, 41, 42])
+    changed = replace(version, fingerprint=fingerprint("index", 2, {}, {}), segments=with_deleted(version, gone)[0])
+    artifact = build_approximate(changed, BUILD, WORKERS)
+    assert [part.size > 0 for part in artifact.manifest().parts] == [True, False]
+    found = open_approximate(artifact, open_searcher(changed), 30, 0.1).search(random_batch(rng, 20, 30, 0.4), 43)
+    assert np.intersect1d(found.passages, gone).size == 0
+    assert np.union1d(found.passages[found.passages >= 0], gone).size > 40
 
 
 @pytest.mark.usefixtures("ray_cluster")

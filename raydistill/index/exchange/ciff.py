@@ -51,8 +51,8 @@ def write_ciff(
 
     Raises DataError when the index has more passages than CIFF can number.
     """
-    if version.passages > _LARGEST_INT32:
-        raise DataError(f"{version.uri} has {version.passages} passages, and CIFF numbers at most {_LARGEST_INT32}")
+    if version.live > _LARGEST_INT32:
+        raise DataError(f"{version.uri} has {version.live} passages, and CIFF numbers at most {_LARGEST_INT32}")
     lengths = passage_lengths(version, quantised)
     postings = StoredPostings(version)
     order = terms_in_order(names, postings.document_frequency)
@@ -61,33 +61,37 @@ def write_ciff(
         header = (
             _number(1, 1)
             + _number(2, len(order))
-            + _number(3, version.passages)
+            + _number(3, version.live)
             + _number(4, len(order))
-            + _number(5, version.passages)
+            + _number(5, version.live)
             + _number(6, total)
             + bytes([7 << 3 | 1])
-            + struct.pack("<d", total / version.passages if version.passages else 0.0)
+            + struct.pack("<d", total / version.live if version.live else 0.0)
             + _text(8, description)
         )
         file.write(_varint(len(header)) + header)
         for term in order:
             passages, impacts = postings.of_term(term)
             _write_list(file, names[term], passages, quantised.apply(impacts))
+        place = 0
         for entry in version.segments:
             for window in windows(version, entry):
-                for number, passage_id in zip(window.numbers.tolist(), window.ids, strict=True):
-                    record = _number(1, number) + _text(2, passage_id) + _number(3, int(lengths[number]))
+                for passage_id in window.ids:
+                    record = _number(1, place) + _text(2, passage_id) + _number(3, int(lengths[place]))
                     file.write(_varint(len(record)) + record)
+                    place += 1
                 advance(len(window.ids))
 
 
 def passage_lengths(version: IndexVersion, quantised: Quantisation) -> NDArray[np.int64]:
-    """Return the sum of each passage's whole-number impacts, int64 [passages]; reads all vectors once."""
-    lengths = np.zeros(version.passages, dtype=np.int64)
+    """Return the sum of each passage's whole-number impacts, int64 [passages not deleted]; reads all vectors once."""
+    lengths = np.zeros(version.live, dtype=np.int64)
+    place = 0
     for entry in version.segments:
         for window in windows(version, entry):
             sums = np.concatenate([[0], np.cumsum(quantised.apply(window.vectors.weights), dtype=np.int64)])
-            lengths[window.numbers] = np.diff(sums[window.vectors.indptr])
+            lengths[place : place + len(window.ids)] = np.diff(sums[window.vectors.indptr])
+            place += len(window.ids)
     if len(lengths) and lengths.max() > _LARGEST_INT32:
         raise DataError("the whole-number impacts of a passage sum up to more than 2^31 - 1; lower scale or bits")
     return lengths

@@ -104,7 +104,7 @@ def export_index(
         "format": config.format,
         "fingerprint": identity,
         "index": {"root": version.root, "name": version.name, "version": version.version},
-        "passages": version.passages,
+        "passages": version.live,
         "quantisation": None if quantised is None else dataclasses.asdict(quantised),
         "overlap": overlap,
         "parts": [part.to_json() for part in parts],
@@ -141,8 +141,10 @@ def _planned(store: ObjectStore, identity: str, version: IndexVersion, config: E
 
 
 def _largest_impact(version: IndexVersion, config: ExportConfig) -> float:
-    specs = [{"segment": number} for number in range(len(version.segments))]
-    return max(r["largest"] for r in map_shards(specs, _LargestImpact, {"version": version}, config.workers, "export"))
+    told = largest_impact(version, [entry for entry in version.segments if entry.max_impact])
+    specs = [{"segment": number} for number, entry in enumerate(version.segments) if not entry.max_impact]
+    read = map_shards(specs, _LargestImpact, {"version": version}, config.workers, "export")
+    return max([told, *(receipt["largest"] for receipt in read)])
 
 
 def _write_by_term(
@@ -151,7 +153,7 @@ def _write_by_term(
     parts = []
     with (
         tempfile.TemporaryDirectory(prefix="raydistill-export-") as folder,
-        track("export", version.passages, "passages") as advance,
+        track("export", version.live, "passages") as advance,
     ):
         base = Path(folder) / version.name
         if config.format == "ciff":
@@ -166,7 +168,7 @@ def _write_by_term(
             key, digest = f"vectors/{path.name}", sha256_hex(path)
             if not store.put_if_absent(key, path):
                 raise StorageError(f"{store.root}/{key} exists with other bytes; delete it, or export to another folder")
-            parts.append(Part(path.name, key, path.stat().st_size, digest, version.passages))
+            parts.append(Part(path.name, key, path.stat().st_size, digest, version.live))
     return parts
 
 
@@ -182,7 +184,7 @@ def _write_shards(
     ]
     missing = [spec for spec in specs if spec["name"] not in finished]
     arguments = {"ledger": ledger, "version": version, "config": config, "names": list(names), "quantised": quantised}
-    with track("export", version.passages, "passages") as advance:
+    with track("export", version.live, "passages") as advance:
         advance(sum(finished[str(spec["name"])].rows for spec in specs if spec["name"] in finished))
         for receipt in map_shards(missing, _ShardWriter, arguments, config.workers, "export"):
             part = Part.from_json(receipt)

@@ -38,6 +38,8 @@ from raydistill.index.exchange.vector_rows import RefusedRow, VectorReader, is_p
 from raydistill.index.passage_files import shared_hash
 from raydistill.index.publish import IndexVersion, IndexWriter, find_version, make_current
 from raydistill.index.segment import FORMAT_VERSION, Impacts, write_segment
+from raydistill.index.segment_entries import MAX_IMPACT
+from raydistill.index.summary import index_summary
 from raydistill.progress import track
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, Part, fingerprint
 from raydistill.storage.files import input_files, input_fingerprint, open_input, open_seekable
@@ -51,8 +53,8 @@ _MOST_CHECKED_FOR_SHARED_IDS = 30_000_000
 def import_vectors(config: ImportConfig, root: str, ray: RayConfig) -> IndexVersion:
     """Return the index version of the files' vectors, making what of it is missing, and make it current.
 
-    The version's metadata: "encoder" and "documents" {"kind": "imported"}, "impacts", "statistics" (see
-    `raydistill.index.build`) and "import": {"files", "passages", "refused" by kind, "artifact"}.
+    The version's metadata: "impacts", "statistics" and "summary" (see `raydistill.index.build`), and "import": {"files",
+    "passages", "refused" by kind, "artifact"}. It names no encoder, so passages can be deleted but not added as text.
 
     Raises:
         DataError: more than max_bad_rows rows are refused, two shards share an id, there is no passage, or nothing says how
@@ -91,7 +93,7 @@ def import_vectors(config: ImportConfig, root: str, ray: RayConfig) -> IndexVers
         "impacts": config.impacts,
         "passages_per_segment": config.passages_per_segment,
     }
-    _run(specs, ledger, arguments, config)
+    _run(specs, ledger, set(writer.finished()), arguments, config)
     return _commit(specs, files, config, ledger, writer)
 
 
@@ -129,11 +131,21 @@ def _specs(files: Sequence[str], rows: int) -> list[dict[str, Any]]:
     return specs
 
 
-def _run(specs: Sequence[dict[str, Any]], ledger: ArtifactWriter, arguments: dict[str, Any], config: ImportConfig) -> None:
+def _run(
+    specs: Sequence[dict[str, Any]],
+    ledger: ArtifactWriter,
+    segments: set[str],
+    arguments: dict[str, Any],
+    config: ImportConfig,
+) -> None:
+    """Import the shards that are not finished; `segments` need not be written again."""
     finished = ledger.finished()
     ends = [part for name, part in finished.items() if name.endswith("-refused")]
     _check_limit(ledger.artifact, ends, config.max_bad_rows)
-    missing = [spec for spec in specs if spec["name"] not in finished]
+    kept: dict[str, list[str]] = {}
+    for segment in segments:
+        kept.setdefault(segment.rpartition("-")[0], []).append(segment)
+    missing = [{**spec, "done": kept.get(spec["name"], [])} for spec in specs if spec["name"] not in finished]
     arguments = {**arguments, "max_bad_rows": config.max_bad_rows}
     with track("import", len(specs), "shards") as advance:
         advance(len(specs) - len(missing))
@@ -166,10 +178,9 @@ def _commit(
     described = {"files": [uri.rpartition("/")[2] for uri in files], "passages": passages, "refused": dict(refused)}
     ledger.commit([part for name in shards for part in (name, f"{name}-ids", f"{name}-refused")], described)
     metadata = {
-        "encoder": {"kind": "imported"},
-        "documents": {"kind": "imported"},
         "impacts": config.impacts,
         "import": {**described, "artifact": ledger.artifact.to_json()},
+        "summary": index_summary(writer.entries(segments), statistics.document_frequency),
         "statistics": writer.put_statistics(statistics.to_bytes()).to_json(),
     }
     return writer.commit(segments, len(statistics.document_frequency), metadata)
@@ -233,7 +244,7 @@ class _ShardImporter:
     def __call__(self, spec: dict[str, Any]) -> dict[str, Any]:
         name, uri = str(spec["name"]), str(spec["uri"])
         reader = VectorReader(self._vocabulary_size, self._terms)
-        done = set(self._writer.finished())
+        done = set(spec["done"])
         frequency = np.zeros(self._vocabulary_size, dtype=np.int64)
         refused: list[RefusedRow] = []
         pending: list[tuple[list[str], SparseBatch]] = []
@@ -278,7 +289,8 @@ class _ShardImporter:
         with tempfile.TemporaryDirectory(prefix="raydistill-segment-") as folder:
             path = Path(folder) / f"{name}.seg"
             write_segment(path, vectors, ids, self._impacts)
-            self._writer.put_segment(name, path, len(vectors), vectors.nnz)
+            counters = {MAX_IMPACT: float(vectors.weights.max(initial=0.0))}
+            self._writer.put_segment(name, path, len(vectors), vectors.nnz, counters)
 
     def _put_end(
         self,

@@ -37,20 +37,20 @@ def write_pisa(base: Path, version: IndexVersion, names: Sequence[str], quantise
 
     Raises DataError when the index has more passages than PISA can number.
     """
-    if version.passages >= 2**32:
-        raise DataError(f"{version.uri} has {version.passages} passages, and PISA numbers them by 32 bits")
+    if version.live >= 2**32:
+        raise DataError(f"{version.uri} has {version.live} passages, and PISA numbers them by 32 bits")
     lengths = passage_lengths(version, quantised)
     postings = StoredPostings(version)
     order = terms_in_order(names, postings.document_frequency)
     with _file(base, ".docs") as docs, _file(base, ".freqs") as frequencies:
-        np.array([1, version.passages], dtype="<u4").tofile(docs)
+        np.array([1, version.live], dtype="<u4").tofile(docs)
         for term in order:
             passages, impacts = postings.of_term(term)
             for file, numbers in ((docs, passages), (frequencies, quantised.apply(impacts))):
                 np.array([len(numbers)], dtype="<u4").tofile(file)
                 numbers.astype("<u4").tofile(file)
     with _file(base, ".sizes") as sizes:
-        np.array([version.passages], dtype="<u4").tofile(sizes)
+        np.array([version.live], dtype="<u4").tofile(sizes)
         lengths.astype("<u4").tofile(sizes)
     with _file(base, ".terms") as file:
         file.writelines(names[term].encode() + b"\n" for term in order)

@@ -89,7 +89,7 @@ def top_overlap(searcher: Searcher, queries: SparseBatch, quantised: Quantisatio
 
 def passages_as_queries(searcher: Searcher, count: int, seed: int = 0) -> SparseBatch:
     """Return the 16 heaviest terms of `count` random passages as queries: what an index can be asked when nothing else is
-    known. Passages without terms are left out."""
+    known. Passages without terms are left out; deleted ones may be among them."""
     rng = np.random.default_rng(seed)
     drawn = np.sort(rng.choice(searcher.passages, size=min(count, searcher.passages), replace=False))
     ends = np.cumsum([segment.passages for segment in searcher.segments])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from raydistill.encoders.batch import SparseBatch
+from raydistill.index.changes import with_deleted
 from raydistill.index.publish import IndexVersion, IndexWriter
 from raydistill.index.segment import Impacts, write_segment
 from raydistill.storage.artifacts import fingerprint
@@ -31,3 +33,9 @@ def publish(
         writer.put_segment(f"{number:05d}", path, len(part), part.nnz)
         path.unlink()
     return writer.commit([f"{number:05d}" for number in range(len(parts))], parts[0].vocabulary_size, {"impacts": impacts})
+
+
+def without(version: IndexVersion, numbers: list[int]) -> IndexVersion:
+    """Return a version with these passages deleted; it is not committed."""
+    segments, _ = with_deleted(version, np.array(numbers, dtype=np.int64))
+    return replace(version, version=version.version + 1, segments=segments)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from ciff_messages import read_ciff
-from published import publish, random_vectors
+from published import publish, random_vectors, without
 
 from raydistill.cli import main
 from raydistill.config import ExportConfig, RayConfig
@@ -147,6 +147,34 @@ def test_opensearch_and_qdrant_bodies(local_version: IndexVersion, tmp_path: Pat
     sparse = [point["vector"]["sparse"] for point in points]
     pairs = [dict(zip(each["indices"], map(np.float32, each["values"]), strict=True)) for each in sparse]
     assert pairs == dictionaries(vectors)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_deleted_passages_are_left_out_of_every_format(local_version: IndexVersion, tmp_path: Path) -> None:
+    gone = [0, 3, 19, 20, 21, 69, 70, 102]
+    changed = without(local_version, gone)
+    ids, vectors = stored(local_version)
+    kept = [number for number in range(len(ids)) if number not in gone]
+    left = vectors.select(kept)
+
+    done = run(changed, str(tmp_path / "jsonl"), format="jsonl", passages_per_file=20)
+    rows = [json.loads(line) for part in content(str(tmp_path / "jsonl"), done) for line in part.splitlines()]
+    assert done["passages"] == len(kept)
+    assert [row["id"] for row in rows] == [ids[number] for number in kept]
+    assert [{int(t): np.float32(w) for t, w in row["vector"].items()} for row in rows] == dictionaries(left)
+
+    done = run(changed, str(tmp_path / "ciff"), format="ciff")
+    _, lists, records = read_ciff(content(str(tmp_path / "ciff"), done)[0])
+    whole = Quantisation(**done["quantisation"]).apply(left.weights).astype(np.float32)
+    dense = SparseBatch(left.indptr, left.term_ids, whole, VOCABULARY).to_dense().astype(int)
+    found = np.zeros_like(dense)
+    for each in lists:
+        numbers = np.cumsum([posting.docid for posting in each.postings])
+        found[numbers, int(each.term)] = [posting.tf for posting in each.postings]
+    np.testing.assert_array_equal(found, dense)
+    assert len(lists) == len(np.unique(left.term_ids))
+    assert [record.collection_docid for record in records] == [ids[number] for number in kept]
+    assert [record.doclength for record in records] == dense.sum(axis=1).tolist()
 
 
 @pytest.mark.usefixtures("ray_cluster")
