@@ -1,4 +1,4 @@
-"""An index as CIFF (Common Index File Format, Lin et al., arXiv 2003.08276); BMP, PISA, Lucene and Terrier read it.
+"""An index as CIFF (Common Index File Format, Lin et al., arXiv 2003.08276); BMP and PISA are among its readers.
 
 A CIFF file is a sequence of protobuf messages, each behind its length as a varint: one Header, a PostingsList a term that
 some passage has (here in ascending order of the terms' UTF-8 bytes), a DocRecord a passage.
