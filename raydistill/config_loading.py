@@ -17,10 +17,12 @@ from raydistill.config import (
     CommandLineValue,
     ConversationSource,
     DistillConfig,
+    ExactEngine,
     LearnedDocumentsConfig,
     LexicalDocumentsConfig,
     PassageSource,
     RecordedTeacherConfig,
+    SeismicEngine,
     SpladeDocumentsConfig,
     TransformersTeacherConfig,
     ValidationShare,
@@ -34,6 +36,8 @@ _MEMBERS: dict[str, type[BaseModel]] = {
     "lexical": LexicalDocumentsConfig,
     "splade": SpladeDocumentsConfig,
     "learned": LearnedDocumentsConfig,
+    "exact": ExactEngine,
+    "seismic": SeismicEngine,
     "conversation source": ConversationSource,
     "passage source": PassageSource,
     "validation share": ValidationShare,
@@ -104,6 +108,17 @@ def validated(kind: type[M], tree: Any, folder: Path | None, place: str) -> M:
         return kind.model_validate(tree, context={"folder": folder})
     except ValidationError as error:
         raise ConfigError(f"{place}: " + "; ".join(_sentence(problem, kind) for problem in _causes(error))) from None
+
+
+def build_section(kind: type[M], tree: Mapping[str, Any], overrides: Sequence[str], place: str) -> M:
+    """Return a section from a command's arguments: plain values, and `field=value` overrides as of a configuration.
+
+    Relative locations start at the current directory. Raises ConfigError, beginning with `place`.
+    """
+    merged = json.loads(json.dumps(tree))
+    for override in overrides:
+        _apply_override(merged, override)
+    return validated(kind, merged, Path.cwd(), place)
 
 
 def set_field(tree: dict[str, Any], dotted: str, value: Any, place: str) -> None:

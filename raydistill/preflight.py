@@ -11,6 +11,7 @@ from raydistill.config import (
     LearnedDocumentsConfig,
     LexicalDocumentsConfig,
     RecordedTeacherConfig,
+    SeismicEngine,
     SpladeDocumentsConfig,
     StudentConfig,
 )
@@ -26,6 +27,10 @@ def check_inputs(config: DistillConfig, inputs: RunInputs) -> None:
     """Raise when an input is missing or malformed, the store is unfit, a model cannot be loaded or a package is missing."""
     check_root(config.root)
     check_loggers(config.train.loggers)
+    if isinstance(config.evaluate.engine, SeismicEngine):
+        from raydistill.index.seismic import seismic_library
+
+        seismic_library()
     input_files(config.data.corpus)
     inputs.check()
     _check_target(config, load_term_counter(config.student).vocabulary_size)

@@ -27,7 +27,9 @@ from raydistill.config.documents import (
     RecordedRunConfig,
     SpladeDocumentsConfig,
 )
+from raydistill.config.engines import ExactEngine, SearchEngine, SeismicBuildConfig, SeismicEngine, TuneSearchConfig
 from raydistill.config.evaluate import EvaluateConfig
+from raydistill.config.exchange import ExportConfig, ExportFormat, ImportConfig
 from raydistill.config.fields import (
     OPERATIONAL,
     CommandLineValue,
@@ -102,11 +104,15 @@ __all__ = [
     "DocumentTrainingConfig",
     "DocumentsConfig",
     "EvaluateConfig",
+    "ExactEngine",
+    "ExportConfig",
+    "ExportFormat",
     "FlopsPenalty",
     "Fraction",
     "FreezeConfig",
     "GuardPenalty",
     "HeadKind",
+    "ImportConfig",
     "IndexConfig",
     "InfoNce",
     "Kld",
@@ -144,7 +150,10 @@ __all__ = [
     "SamplingConfig",
     "ScoreConfig",
     "ScoreTerm",
+    "SearchEngine",
     "Section",
+    "SeismicBuildConfig",
+    "SeismicEngine",
     "SparsityTarget",
     "SpladeDocumentsConfig",
     "StudentConfig",
@@ -156,6 +165,7 @@ __all__ = [
     "TrainingSource",
     "TransformersTeacherConfig",
     "TuneConfig",
+    "TuneSearchConfig",
     "ValidationConfig",
     "ValidationShare",
     "WorkerConfig",

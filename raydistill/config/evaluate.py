@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from raydistill.config.engines import ExactEngine, SearchEngine
 from raydistill.config.fields import Operational, PoolConfig, Section
 
 
@@ -14,6 +15,8 @@ class EvaluateConfig(Section):
     """ir_measures names."""
     depth: PositiveInt = 100
     """Passages retrieved a query."""
+    engine: SearchEngine = ExactEngine()
+    """What searches: {kind: exact}, or {kind: seismic, query_cut: 10, …}, whose settings `raydistill tune-search` finds."""
     bootstrap_samples: PositiveInt = 1000
     """Resamples of the confidence intervals."""
     seed: int = 0

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydistill.actor_pool import map_shards
-from raydistill.config import DistillConfig
+from raydistill.config import DistillConfig, EvaluateConfig, ExactEngine, SeismicEngine, result_fields
 from raydistill.conversations.records import ConversationalQuery
 from raydistill.conversations.text import full_conversation_text, history_pairs, user_turns_text
 from raydistill.encoders.documents import document_encoder_settings
@@ -35,6 +35,7 @@ from raydistill.evaluation.measures import Scores
 from raydistill.evaluation.query_worker import QueryWorker, parquet_bytes
 from raydistill.evaluation.runs import Qrels, Run, trec_qrels_lines, trec_run_lines
 from raydistill.evaluation.summary import Metrics, RewriteCounts, Role, SystemResult, summarise
+from raydistill.index.approximate import build_approximate
 from raydistill.index.publish import IndexVersion
 from raydistill.progress import track
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
@@ -77,7 +78,7 @@ def evaluation_artifact(
     asked = [[query.query_id, query.depth, query.question, history_pairs(query)] for query in judged]
     data = fingerprint("judged-turns", 1, {"queries": asked, "qrels": [qrels[query.query_id] for query in judged]}, {})
     settings = {
-        "evaluate": config.evaluate,
+        "evaluate": _settings(config.evaluate),
         "documents": document_encoder_settings(config.index.documents, config.student),
         "text": config.student.text,
     }
@@ -128,6 +129,15 @@ def evaluate(
     metrics, scores = summarise(results, judged, own_qrels, config.evaluate, counts, left_out=len(queries) - len(judged))
     _commit(ArtifactWriter(artifact), parts, judged, own_qrels, results, metrics, scores)
     return artifact
+
+
+def _settings(config: EvaluateConfig) -> dict[str, Any]:
+    """Return what of the section counts; the exact engine is left out, so that evaluations made before engines keep their
+    fingerprint."""
+    settings: dict[str, Any] = result_fields(config)
+    if isinstance(config.engine, ExactEngine):
+        del settings["engine"]
+    return settings
 
 
 def load_metrics(evaluation: Artifact) -> Metrics:
@@ -216,9 +226,15 @@ def _searched_parts(
         for start, stop in ranges
         if _part_name(start, stop) not in done
     ]
+    engine = config.evaluate.engine
+    approximate = None
+    if isinstance(engine, SeismicEngine) and specs:
+        approximate = build_approximate(index, engine.build, config.evaluate.workers)
     arguments = {
         "writer": writer,
         "index": index,
+        "engine": engine,
+        "approximate": approximate,
         "documents": config.index.documents,
         "student_config": config.student,
         "student": student,

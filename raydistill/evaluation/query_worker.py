@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydistill.config import DocumentsConfig, StudentConfig
+from raydistill.config import DocumentsConfig, SearchEngine, SeismicEngine, StudentConfig
 from raydistill.conversations.text import student_text
 from raydistill.encoders.documents import load_document_encoder
 from raydistill.encoders.interface import SparseEncoder
@@ -24,6 +24,7 @@ from raydistill.index.forward import row_frequency
 from raydistill.index.passage_masks import others
 from raydistill.index.publish import IndexVersion
 from raydistill.index.search import Searcher, open_searcher
+from raydistill.index.seismic import SeismicSearcher, open_approximate
 from raydistill.storage.artifacts import Artifact, ArtifactWriter
 from raydistill.storage.folders import fetch_folder
 
@@ -48,6 +49,8 @@ class QueryWorker:
         self,
         writer: ArtifactWriter,
         index: IndexVersion,
+        engine: SearchEngine,
+        approximate: Artifact | None,
         documents: DocumentsConfig,
         student_config: StudentConfig,
         student: Artifact,
@@ -59,6 +62,10 @@ class QueryWorker:
         self._writer = writer
         self._depth = depth
         self._searcher = open_searcher(index)
+        self._engine: Searcher | SeismicSearcher = self._searcher
+        if isinstance(engine, SeismicEngine):
+            assert approximate is not None
+            self._engine = open_approximate(approximate, self._searcher, engine.query_cut, engine.heap_factor)
         self._passage_share = passage_share(self._searcher)
         self._documents = load_document_encoder(documents, student_config, index.open_statistics(), device)
         with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +97,7 @@ class QueryWorker:
         start = time.perf_counter()
         vector = encoder.encode_queries([text])
         encoded = time.perf_counter()
-        found = self._searcher.search(vector, self._depth)
+        found = self._engine.search(vector, self._depth)
         searched = time.perf_counter()
         hits = int((found.passages[0] >= 0).sum())
         return {

@@ -83,8 +83,13 @@ def passage_parts(manifest: Manifest) -> tuple[Part, ...]:
 
 
 def indexed_corpus(index: IndexVersion) -> Artifact:
-    """Return the corpus that an index was built from; it lies in the same run root, wherever that is now."""
-    address = index.metadata["corpus"]
+    """Return the corpus that an index was built from; it lies in the same run root, wherever that is now.
+
+    Raises DataError for an index of imported vectors, which has none.
+    """
+    address = index.metadata.get("corpus")
+    if address is None:
+        raise DataError(f"{index.uri} was made of imported vectors, so the texts of its passages are not known")
     return Artifact(index.root, "corpus", address["name"], address["fingerprint"])
 
 

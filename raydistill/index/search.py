@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import DataError
 from raydistill.index.accumulate import score_pairs, search_segment
+from raydistill.index.explain import Explanation, explain
+from raydistill.index.filters import PassageFilter
 from raydistill.index.forward import gathered, owning_segments
 from raydistill.index.passage_masks import Mask, members
 from raydistill.index.segment import Segment
@@ -92,11 +94,12 @@ class Searcher:
         """Number of passages in the collection, deleted ones included."""
         return sum(segment.passages for segment in self.segments)
 
-    def search(self, queries: SparseBatch, k: int) -> SearchResult:
+    def search(self, queries: SparseBatch, k: int, allowed: PassageFilter | None = None) -> SearchResult:
         """Return the k passages with the highest scores, exactly; B queries, any k >= 1.
 
         score = sum over shared terms of query weight * stored impact, in float32, equal to the bit to `scores`. Only
-        passages with a score > 0 are returned. Of equal scores the lower passage number comes first.
+        passages with a score > 0 are returned, and only those that `allowed` passes (None: any). Of equal scores the lower
+        passage number comes first.
         """
         self._check_queries(queries)
         if k < 1:
@@ -105,9 +108,10 @@ class Searcher:
         scores = np.zeros((len(queries), width), dtype=np.float32)
         passages = np.zeros((len(queries), width), dtype=np.int64)
         filled = np.zeros(len(queries), dtype=np.int64)
+        masks = self._masks(allowed)
 
         def run(bounds: tuple[int, int]) -> None:
-            for segment, first, allowed in zip(self.segments, self.first_passages.tolist(), self.allowed, strict=True):
+            for segment, first, mask in zip(self.segments, self.first_passages.tolist(), masks, strict=True):
                 search_segment(
                     segment.term_offsets,
                     segment.posting_passages,
@@ -120,7 +124,7 @@ class Searcher:
                     bounds[0],
                     bounds[1],
                     np.zeros(segment.passages, dtype=np.float32),
-                    allowed,
+                    mask,
                     scores,
                     passages,
                     filled,
@@ -129,6 +133,16 @@ class Searcher:
         if width:
             self._spread(run, len(queries))
         return _sorted_result(scores, passages, filled, k)
+
+    def _masks(self, allowed: PassageFilter | None) -> list[Mask | None]:
+        """Return for each segment the mask of the passages that are not deleted and pass the filter, None for all."""
+        if allowed is None:
+            return list(self.allowed)
+        masks = []
+        for segment, first, live in zip(self.segments, self.first_passages.tolist(), self.allowed, strict=True):
+            chosen = allowed.mask(first, segment.passages)
+            masks.append(live if chosen is None else chosen if live is None else live & chosen)
+        return masks
 
     def _spread(self, run: Callable[[tuple[int, int]], None], queries: int) -> None:
         threads = min(self.threads, queries)
@@ -179,6 +193,16 @@ class Searcher:
                 result,
             )
         return np.split(result, offsets[1:-1]) if len(queries) else []
+
+    def explain(self, query: SparseBatch, passage: int) -> Explanation:
+        """Return what each shared term contributes to the score of a passage (a number) by a query (one row).
+
+        Raises DataError for an unknown number or a query that is not one row over the index's vocabulary.
+        """
+        self._check_queries(query)
+        if len(query) != 1:
+            raise DataError(f"one query can be explained at a time, not {len(query)}; select a row")
+        return explain(*query.row(0), *self.vectors(np.array([passage])).row(0))
 
     def vectors(self, passages: NDArray[np.int64]) -> SparseBatch:
         """Return the stored vectors of passages (int64 [C], any order, repeats allowed), impacts as float32."""

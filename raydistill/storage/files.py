@@ -146,6 +146,61 @@ def _open_raw(uri: str) -> BinaryIO:
         raise StorageError(f"{uri} cannot be opened ({error.strerror}); check the path and its permissions") from error
 
 
+@contextmanager
+def open_seekable(uri: str) -> Iterator[BinaryIO]:
+    """Open a file for reading at random places, as stored; of an s3:// object only what is read is fetched.
+
+    Raises StorageError when it is absent or unreadable.
+    """
+    if uri.startswith("s3://"):
+        with io.BufferedReader(_S3Ranges(uri), _BUFFER) as stream:
+            yield cast(BinaryIO, stream)
+        return
+    with _open_raw(uri) as raw:
+        yield raw
+
+
+class _S3Ranges(io.RawIOBase):
+    """An S3 object read range by range."""
+
+    def __init__(self, uri: str) -> None:
+        from raydistill.storage.s3 import S3Store
+
+        self._bucket, self._key = _bucket_and_key(uri)
+        info = S3Store(f"s3://{self._bucket}").info(self._key)
+        if info is None:
+            raise StorageError(f"{uri}: no such object; check the path")
+        self._size = info.size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: object) -> int:
+        from raydistill.storage.s3 import S3Reader
+
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        wanted = min(len(view), self._size - self._position)
+        if wanted <= 0:
+            return 0
+        with S3Reader(self._bucket, self._key, self._position, wanted) as part:
+            content = part.readall()
+        view[:wanted] = content
+        self._position += wanted
+        return wanted
+
+
 def read_input(uri: str) -> bytes:
     """Return a file's whole content, decompressed; for small files only. Raises StorageError like `open_input`."""
     with open_input(uri) as stream:

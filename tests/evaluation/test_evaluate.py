@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from raydistill.config import DistillConfig
+from raydistill.config import DistillConfig, ExactEngine, SeismicEngine
 from raydistill.conversations.records import Conversation, ConversationalQuery, ConversationSet, Turn
 from raydistill.errors import DataError
 from raydistill.evaluation.evaluate import evaluate, evaluation_artifact, load_metrics
@@ -251,6 +251,23 @@ def test_what_changes_the_result_changes_the_address(evaluation: Artifact, world
     assert address(qrels=fewer) != evaluation
     assert address(rewrites={"full": world.rewrites["full"]}) != evaluation
     assert address(config=other_parts) == evaluation
+
+
+def test_the_approximate_engine_is_searched_where_it_is_asked_for(evaluation: Artifact, world: World) -> None:
+    pytest.importorskip("seismic", reason="pyseismic-lsr is not installed; pip install 'raydistill[seismic]'")
+    generous = SeismicEngine(query_cut=100, heap_factor=0.1)
+    config = world.config.model_copy(update={"evaluate": world.config.evaluate.model_copy(update={"engine": generous})})
+    approximate = world.evaluate(config=config)
+    assert approximate.fingerprint != evaluation.fingerprint
+    assert [info.key for info in evaluation.store.list("artifacts/seismic/") if info.key.endswith("_manifest.json")]
+    exact, found = (
+        {system["name"]: system["measures"]["R@10"]["mean"] for system in load_metrics(each)["systems"]}
+        for each in (evaluation, approximate)
+    )
+    assert found == pytest.approx(exact)
+    default = world.config.evaluate.model_copy(update={"engine": ExactEngine()})
+    same = world.config.model_copy(update={"evaluate": default})
+    assert evaluation_artifact(**{**world.__dict__, "config": same}, root=world.config.root) == evaluation
 
 
 def test_an_interrupted_evaluation_keeps_its_finished_parts(evaluation: Artifact, world: World) -> None:
