@@ -13,6 +13,7 @@ from rich.console import Console
 from raydistill import __version__
 from raydistill.config_loading import load_config
 from raydistill.errors import RaydistillError
+from raydistill.upkeep import add_upkeep_commands
 
 STAGES = {
     "teach": "rewrite every turn with every teacher",
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "--folder", type=Path, default=Path("runs/demo"), help="where data and results go (default: runs/demo)"
     )
     demo.set_defaults(command=_run_demo)
+    add_upkeep_commands(commands)
     return parser
 
 

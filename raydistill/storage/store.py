@@ -9,16 +9,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What a listing tells of an object: key relative to the store's root, size in bytes, opaque version tag."""
+    """What a listing tells of an object: key relative to the store's root, size in bytes, opaque version tag, and when it
+    was written, in seconds since 1970 by the store's own clock."""
 
     key: str
     size: int
     etag: str
+    modified: float
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """What a writer that died left behind, and what no listing shows: a temporary file, an upload in parts.
+
+    Attributes:
+        place: for `discard`; means something to its own store only.
+        key: under which it would have become an object, as far as that is known.
+        size: bytes it takes, 0 where the store does not tell.
+        modified: when it was begun, in seconds since 1970 by the store's own clock.
+    """
+
+    place: str
+    key: str
+    size: int
+    modified: float
 
 
 class ObjectStore(Protocol):
@@ -33,6 +52,9 @@ class ObjectStore(Protocol):
 
     def read(self, key: str) -> bytes:
         """Return the whole object; its length is checked against the store's size. Raises StorageError if absent."""
+
+    def open(self, key: str) -> BinaryIO:
+        """Return the object as a stream that ends after all its bytes or raises StorageError. Raises it if absent."""
 
     def download(self, key: str, path: Path) -> None:
         """Write the object to a local file atomically (temporary name, then rename), verifying its length."""
@@ -59,6 +81,12 @@ class ObjectStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove the object; absent is fine."""
+
+    def leftovers(self) -> Iterator[Leftover]:
+        """Yield what dead and running writers have begun anywhere under the root and not made an object."""
+
+    def discard(self, leftover: Leftover) -> None:
+        """Remove a leftover; absent is fine. Its writer, should it live, gets an error."""
 
 
 def open_store(uri: str) -> ObjectStore:
