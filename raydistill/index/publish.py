@@ -29,6 +29,8 @@ from raydistill.storage.parts import Part, PartLedger, chosen_parts
 from raydistill.storage.store import open_store
 
 _SWAPS = 32
+_HISTORY = 100
+"""Former versions that CURRENT remembers."""
 _STATISTICS = "statistics"
 
 
@@ -244,20 +246,23 @@ def make_current(version: IndexVersion, older: bool = False) -> None:
     """Let CURRENT name this version, unless a later one was current before (then only with `older`, a rollback).
 
     CURRENT remembers the highest version it ever named, so that repeating an old job neither undoes a rollback nor
-    replaces a newer index, while a crash between manifest and CURRENT is made good by the next commit. Raises
-    StorageError when other writers keep moving CURRENT.
+    replaces a newer index, while a crash between manifest and CURRENT is made good by the next commit. It also remembers
+    which versions it named until when: readers may still hold them, so gc spares them for a while. Raises StorageError
+    when other writers keep moving CURRENT.
     """
     store, key = open_store(version.root), _current_key(version.name)
     for swap in range(_SWAPS):
         found = store.info(key)  # before reading: if the object moves in between, the swap is refused
         highest = 0
+        origin, history = _origin(), []
         if found is not None:
             named = unsealed(store.read(key), f"{store.root}/{key}")
             highest = int(named["highest"])
+            history = [*named.get("history", ()), {"version": named["version"], "until": origin["created"]}]
             if int(named["version"]) == version.version or (highest >= version.version and not older):
                 return
-        moved = {"version": version.version, "highest": max(highest, version.version), **_origin()}
-        if store.compare_and_swap(key, sealed(moved), found.etag if found else None):
+        moved = {"version": version.version, "highest": max(highest, version.version), "history": history[-_HISTORY:]}
+        if store.compare_and_swap(key, sealed({**moved, **origin}), found.etag if found else None):
             return
         time.sleep(random.uniform(0, 0.01 * (swap + 1)))
     raise StorageError(

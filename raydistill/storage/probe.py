@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from raydistill.errors import StorageError
 from raydistill.storage.store import ObjectStore, open_store
 
+SCRATCH = "_probe/"
+"""Key prefix of what is written to try a store; a process that dies leaves it to gc."""
 _RACERS = 8
 _ADVICE = (
     "two runs could overwrite each other's results there. Use a store with conditional writes (S3, GCS by its S3 interface, "
@@ -38,9 +40,19 @@ def check_root(root: str) -> None:
         _check_race(store, key)
 
 
+def store_time(store: ObjectStore) -> float:
+    """Return what time it is by the store's own clock, in seconds since 1970; writes and removes a tiny object."""
+    with _scratch_key(store) as key:
+        store.replace(key, b"now")
+        info = store.info(key)
+    if info is None:
+        raise StorageError(f"{store.root}: a new object cannot be found; the store is not consistent: do not use it")
+    return info.modified
+
+
 @contextmanager
 def _scratch_key(store: ObjectStore) -> Iterator[str]:
-    key = f"_probe/{uuid.uuid4().hex}"
+    key = f"{SCRATCH}{uuid.uuid4().hex}"
     try:
         yield key
     finally:
