@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -48,7 +50,8 @@ def add_upkeep_commands(commands: _Commands) -> None:
         "segment (default: 24)",
     )
     gc.add_argument("--delete", action="store_true", help="remove it; without this, only say what would be removed")
-    gc.set_defaults(command=_gc)
+    _add_lease(gc)
+    gc.set_defaults(command=_gc, name="gc")
 
     versions = commands.add_parser("versions", help="list the versions of an index")
     rollback = commands.add_parser("rollback", help="let another version of an index be the one that searches use")
@@ -57,11 +60,31 @@ def add_upkeep_commands(commands: _Commands) -> None:
         parser.add_argument("index", help="name of the index")
     versions.set_defaults(command=_versions)
     rollback.add_argument("--to", type=int, required=True, metavar="VERSION", help="number of the version; see versions")
-    rollback.set_defaults(command=_rollback)
+    _add_lease(rollback)
+    rollback.set_defaults(command=_rollback, name="rollback")
 
 
 def _add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=_root, help="run root: s3://bucket/prefix, file:///path or a path")
+
+
+def _add_lease(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--single-writer",
+        action="store_true",
+        help="take the root's lease for it: for stores whose conditional writes do not work (see single_writer in the "
+        "configuration)",
+    )
+
+
+@contextmanager
+def _writing(options: argparse.Namespace) -> Iterator[None]:
+    from raydistill.storage.lease import single_writer
+    from raydistill.storage.probe import check_root
+
+    check_root(options.root, options.single_writer)
+    with single_writer(options.root, f"raydistill {options.name}") if options.single_writer else nullcontext():
+        yield
 
 
 def _root(text: str) -> str:
@@ -89,7 +112,12 @@ def _verify(options: argparse.Namespace) -> int:
 def _gc(options: argparse.Namespace) -> int:
     from raydistill.storage.collect import Policy, collect
 
-    found = collect(options.root, Policy(options.keep_versions, options.grace * 3600), options.delete)
+    policy = Policy(options.keep_versions, options.grace * 3600)
+    if options.delete:
+        with _writing(options):
+            found = collect(options.root, policy, delete=True)
+    else:
+        found = collect(options.root, policy)
     console = output_console()
     table = Table("where", "what", Column("objects", justify="right"), Column("bytes", justify="right"), "")
     for (where, what), (objects, size) in sorted(found.removed.items()):
@@ -122,7 +150,8 @@ def _versions(options: argparse.Namespace) -> int:
 def _rollback(options: argparse.Namespace) -> int:
     from raydistill.index.versions import roll_back
 
-    before, version = roll_back(options.root, options.index, options.to)
+    with _writing(options):
+        before, version = roll_back(options.root, options.index, options.to)
     was = "there was none" if before is None else f"it was version {before}"
     output_console().print(
         f"version {version.version} of {options.index} is current ({version.passages:,} passages); {was}", highlight=False

@@ -148,7 +148,10 @@ class S3Store:
         cut = len(self.prefix) + 1 if self.prefix else 0
         where: dict[str, Any] = {"Bucket": self.bucket, "Prefix": f"{self.prefix}/" if self.prefix else ""}
         while True:
-            page = request(lambda client: client.list_multipart_uploads(**where), self.root)
+            try:
+                page = request(lambda client: client.list_multipart_uploads(**where), self.root)
+            except ObjectMissingError:  # how some stores say that there are none
+                return
             for found in page.get("Uploads", ()):
                 yield Leftover(found["UploadId"], found["Key"][cut:], 0, found["Initiated"].timestamp())
             if not page.get("IsTruncated"):

@@ -6,10 +6,15 @@ request and never streamed, because a stream that fails half-way publishes a tru
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
+
+LEASE_VARIABLE = "RAYDISTILL_LEASE"
+"""Environment variable {"root", "owner"} of a process that writes under a single-writer lease."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +97,25 @@ class ObjectStore(Protocol):
 def open_store(uri: str) -> ObjectStore:
     """Return the store for `s3://bucket/prefix` or `file:///absolute/path` (an absolute path is read as file://).
 
+    Where this process writes under a single-writer lease of the root (see `lease`), so does the store.
+
     Raises StorageError for other schemes, relative paths (they do not resolve in Ray workers), a missing bucket or
     missing credentials; never creates a bucket.
     """
+    store = plain_store(uri)
+    lease = os.environ.get(LEASE_VARIABLE)
+    if not lease:
+        return store
+    held = json.loads(lease)
+    if not f"{store.root}/".startswith(f"{held['root']}/"):
+        return store
+    from raydistill.storage.leased import LeasedStore
+
+    return LeasedStore(store, store if store.root == held["root"] else plain_store(held["root"]), held["owner"])
+
+
+def plain_store(uri: str) -> ObjectStore:
+    """Return the store for a URI as `open_store` does, whatever lease there is."""
     if uri.startswith("s3://"):
         from raydistill.storage.s3 import S3Store
 

@@ -29,16 +29,19 @@ def index_fingerprint(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def write_one_segment(path: Path, content: str, number: int, passages: int = PASSAGES) -> int:
-    """Write segment `number` of an index, the same bytes for the same content, and return its postings."""
+def write_one_segment(path: Path, content: str, number: int, passages: int = PASSAGES, noise: float = 0.0) -> int:
+    """Write segment `number` of an index, the same bytes for the same content and noise, and return its postings."""
     random = np.random.default_rng([number, *content.encode()])
-    dense = random.random((passages, VOCABULARY)) * (random.random((passages, VOCABULARY)) < 0.1)
+    dense = (random.random((passages, VOCABULARY)) + noise) * (random.random((passages, VOCABULARY)) < 0.1)
     write_segment(path, SparseBatch.from_dense(dense), [f"{number}-{row}" for row in range(passages)], "f16")
     return int((dense > 0).sum())
 
 
-def build_index(root: str, content: str, segments: int = 2, name: str = "passages") -> IndexVersion:
-    """Build what is missing of an index and publish it, as the index stage does."""
+def build_index(root: str, content: str, segments: int = 2, name: str = "passages", noise: float = 0.0) -> IndexVersion:
+    """Build what is missing of an index and publish it, as the index stage does.
+
+    With `noise` the bytes differ though the fingerprint does not, as those of an encoder on other hardware do.
+    """
     writer = IndexWriter(root, name, index_fingerprint(content))
     statistics = writer.find_statistics()
     if statistics is None:
@@ -52,7 +55,7 @@ def build_index(root: str, content: str, segments: int = 2, name: str = "passage
         for number, segment in enumerate(names):
             if segment not in finished:
                 path = Path(folder) / f"{segment}.seg"
-                postings = write_one_segment(path, content, number)
+                postings = write_one_segment(path, content, number, noise=noise)
                 writer.put_segment(segment, path, PASSAGES, postings)
     return writer.commit(names, VOCABULARY, {"content": content, "statistics": statistics[0].to_json()})
 
