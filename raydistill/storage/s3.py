@@ -49,6 +49,10 @@ _seen_buckets: set[tuple[object, ...]] = set()
 """(client, bucket) that answered in this process."""
 
 
+class ReplacedError(StorageError):
+    """An object that became another while it was being read and its connection broke."""
+
+
 class S3Store:
     """`ObjectStore` under `s3://bucket/prefix`; see raydistill.storage.store for the meaning of each method.
 
@@ -71,8 +75,14 @@ class S3Store:
         return f"S3Store({self.root!r})"
 
     def read(self, key: str) -> bytes:
-        with S3Reader(self.bucket, self._full(key)) as stream:
-            return stream.readall()
+        for attempt in range(1, TRIES + 1):
+            try:
+                with S3Reader(self.bucket, self._full(key)) as stream:
+                    return stream.readall()
+            except ReplacedError:  # as CURRENT may be; the whole is wanted, so begin anew
+                if attempt == TRIES:
+                    raise
+        raise AssertionError("unreachable: the last try returns or raises")
 
     def open(self, key: str) -> BinaryIO:
         return cast(BinaryIO, io.BufferedReader(S3Reader(self.bucket, self._full(key)), _BLOCK))
@@ -376,7 +386,7 @@ class S3Reader(io.RawIOBase):
                 self._uri,
             )
         except ConditionRefusedError:
-            raise StorageError(f"{self._uri} was replaced while it was being read; run again") from None
+            raise ReplacedError(f"{self._uri} was replaced while it was being read; run again") from None
         self._body = answer["Body"]
 
 
