@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raydistill import errors
 from raydistill.config import RayConfig, WorkerConfig
 from raydistill.errors import RaydistillError, ResourceError
+from raydistill.storage.lease import lease_variables
 
 _MOST_CRASHES = 4
 """Deaths of an actor (out of memory, a crash, a lost node) after which a stage gives up."""
@@ -42,7 +43,7 @@ def connect(config: RayConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # The train controller sleeps this long around each report; its default of 2 s dominates short epochs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    env_vars = {**_QUIET_ENV, **config.env_vars}
+    env_vars = {**_QUIET_ENV, **lease_variables(), **config.env_vars}
     address = config.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {
         "runtime_env": {"env_vars": env_vars},

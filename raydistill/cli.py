@@ -15,6 +15,7 @@ from raydistill.cli_change import add_change_commands
 from raydistill.cli_exchange import add_exchange_commands
 from raydistill.config_loading import load_config
 from raydistill.errors import RaydistillError
+from raydistill.upkeep import add_upkeep_commands
 
 STAGES = {
     "teach": "rewrite every turn with every teacher",
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(command=_run_demo)
     add_exchange_commands(commands)
+    add_upkeep_commands(commands)
     return parser
 
 

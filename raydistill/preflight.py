@@ -25,7 +25,7 @@ from raydistill.storage.probe import check_root
 
 def check_inputs(config: DistillConfig, inputs: RunInputs) -> None:
     """Raise when an input is missing or malformed, the store is unfit, a model cannot be loaded or a package is missing."""
-    check_root(config.root)
+    check_root(config.root, config.single_writer)
     check_loggers(config.train.loggers)
     if isinstance(config.evaluate.engine, SeismicEngine):
         from raydistill.index.seismic import seismic_library

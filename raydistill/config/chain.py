@@ -33,6 +33,9 @@ class DistillConfig(Section):
     """Name of the run; its resolved config, checkpoints and report lie under {root}/runs/{run}."""
     root: Location
     """Run root: file:///absolute/path or s3://bucket/prefix."""
+    single_writer: Operational[bool] = False
+    """For stores whose conditional writes do not work: take a lease on the root that only one run at a time can hold, and
+    rely on it instead. Weaker than conditional writes (raydistill.storage.lease says how), so not for other stores."""
     data: DataConfig
     teachers: tuple[TeacherConfig, ...] = Field(min_length=1)
     student: StudentConfig

@@ -3,9 +3,10 @@
     tensors-{writer:05d}-{number:03d}.safetensors    parameter/NAME, exp_avg/NAME, exp_avg_sq/NAME
     state.json                                       what else there is to continue from, and a catalogue of the tensors
 
-Several workers write files of their own into one folder; the state names every file with its size and every tensor with
-its shape, so a checkpoint that is cut short or belongs to another training is refused before anything is changed. No
-pickle: a checkpoint from anywhere can be read safely. How tensors leave and enter DeepSpeed is in `whole_state`.
+Several workers write files of their own into one folder; the sealed state names every file with its size and SHA-256 and
+every tensor with its shape, so a checkpoint that is cut short, damaged, or belongs to another training is refused before
+anything is changed. No pickle: a checkpoint from anywhere can be read safely. How tensors leave and enter DeepSpeed is in
+`whole_state`.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from raydistill.errors import TrainingError
+from raydistill.errors import CorruptObjectError, TrainingError
+from raydistill.storage.hashing import sealed, sha256_hex, unsealed
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STATE_FILE = "state.json"
 Contents = Literal["training", "parameters"]
 _FILE_BYTES = 1 << 30
@@ -34,11 +36,11 @@ class Catalogue:
     """What one or several writers wrote.
 
     Attributes:
-        files: name -> bytes.
+        files: name -> (bytes, SHA-256 in hex).
         tensors: key -> (file, shape).
     """
 
-    files: dict[str, int] = field(default_factory=dict)
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
     tensors: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
 
     @staticmethod
@@ -67,7 +69,7 @@ def write_tensors(folder: Path, writer: int, tensors: Iterable[tuple[str, Tensor
             return
         name = f"tensors-{writer:05d}-{len(catalogue.files):03d}.safetensors"
         save_file(pending, folder / name)
-        catalogue.files[name] = (folder / name).stat().st_size
+        catalogue.files[name] = ((folder / name).stat().st_size, sha256_hex(folder / name))
         catalogue.tensors.update({key: (name, tuple(tensor.shape)) for key, tensor in pending.items()})
         pending.clear()
 
@@ -95,11 +97,12 @@ def write_state(folder: Path, contents: Contents, fingerprint: str, catalogue: C
         "format_version": FORMAT_VERSION,
         "contents": contents,
         "fingerprint": fingerprint,
-        "state": dict(state),
-        "files": catalogue.files,
+        # As text: a measure before the first validation is an infinity, which canonical JSON does not have.
+        "state": json.dumps(dict(state)),
+        "files": [{"key": name, "size": size, "sha256": sha256} for name, (size, sha256) in catalogue.files.items()],
         "tensors": {key: {"file": file, "shape": shape} for key, (file, shape) in catalogue.tensors.items()},
     }
-    (folder / STATE_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / STATE_FILE).write_bytes(sealed(record))
 
 
 class Checkpoint:
@@ -111,13 +114,13 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path, contents: Contents, fingerprint: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Open a checkpoint and verify it without reading the tensors.
+        """Open a checkpoint and verify it to the byte: whoever opens it is about to train on what it holds.
 
         Args:
             contents, fingerprint: what it must be.
             shapes: key -> shape of every tensor that it must hold, no more and no less.
 
-        Raises TrainingError saying what is missing, cut short, or of another training.
+        Raises TrainingError saying what is missing, cut short, damaged, or of another training.
         """
         self.folder = folder
         record = _read_record(folder)
@@ -127,10 +130,10 @@ class Checkpoint:
                 f"it holds the {record['contents']} of training {record['fingerprint'][:16]}, and {contents} of "
                 f"{fingerprint[:16]} is needed",
             )
-        self.state: dict[str, Any] = record["state"]
+        self.state: dict[str, Any] = json.loads(record["state"])
         self._file_of = {key: entry["file"] for key, entry in record["tensors"].items()}
         self._check_names({key: tuple(entry["shape"]) for key, entry in record["tensors"].items()}, shapes)
-        self._handles = {name: self._opened(name, size) for name, size in record["files"].items()}
+        self._handles = {each["key"]: self._opened(each["key"], each["size"], each["sha256"]) for each in record["files"]}
 
     def tensor(self, key: str) -> Tensor:
         """Return a tensor, float32 on the CPU. Raises TrainingError when its file does not hold what the state says."""
@@ -149,12 +152,14 @@ class Checkpoint:
             if found[key] != tuple(shape):
                 raise _unusable(self.folder, f"{key} has the shape {found[key]} there and {tuple(shape)} in the student")
 
-    def _opened(self, name: str, size: int) -> Any:
+    def _opened(self, name: str, size: int, sha256: str) -> Any:
         path = self.folder / name
         if not path.is_file():
             raise _unusable(self.folder, f"{name} is missing")
         if path.stat().st_size != size:
             raise _unusable(self.folder, f"{name} has {path.stat().st_size} bytes instead of {size}")
+        if sha256_hex(path) != sha256:
+            raise _unusable(self.folder, f"{name} does not have the SHA-256 that was written")
         try:
             return safe_open(path, framework="pt")
         except SafetensorError as error:
@@ -171,12 +176,12 @@ def _read_record(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise _unusable(folder, f"{STATE_FILE} is missing")
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record = unsealed(path.read_bytes(), path.name)
         version = record["format_version"]
         if version != FORMAT_VERSION:
             raise _unusable(folder, f"it has format {version} and this release reads {FORMAT_VERSION}")
         _ = record["contents"], record["fingerprint"], record["state"], record["files"], record["tensors"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (CorruptObjectError, KeyError) as error:
         raise _unusable(folder, f"{STATE_FILE} is damaged ({error})") from None
     return record
 

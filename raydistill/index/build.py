@@ -29,6 +29,7 @@ from raydistill.index.reuse import Reused, reusable_segments, taken_over
 from raydistill.index.segment import FORMAT_VERSION
 from raydistill.index.summary import index_summary
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, Part, fingerprint
+from raydistill.storage.inventory import named_objects
 from raydistill.storage.store import open_store
 
 logger = logging.getLogger("raydistill")
@@ -104,10 +105,10 @@ def planned_index(config: IndexConfig, student: StudentConfig, corpus: Artifact,
 
 
 def _is_whole(version: IndexVersion) -> bool:
-    """Whether every segment is still there. A lost one is built again, to the same bytes under the same name."""
+    """Whether all that the version names is still there. What was lost is built again, to the same bytes and names."""
     store = open_store(version.root)
-    found = {info.key: info.size for info in store.list(f"indexes/{version.name}/segments/")}
-    return all(found.get(segment.key) == segment.size for segment in version.segments)
+    found = {info.key: info.size for info in store.list(f"indexes/{version.name}/")}
+    return all(found.get(named.key) == named.size for named in named_objects(version.to_json()))
 
 
 def _fingerprint(config: IndexConfig, encoder: dict[str, Any], corpus: Artifact) -> str:

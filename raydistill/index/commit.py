@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from raydistill.errors import StorageError
 from raydistill.index.publish import (
@@ -23,11 +24,11 @@ from raydistill.index.publish import (
     current_key,
     current_version,
     load_version,
-    origin,
+    moved_current,
     put_manifest,
     version_numbers,
 )
-from raydistill.storage.hashing import sealed, unsealed
+from raydistill.storage.hashing import unsealed
 from raydistill.storage.store import open_store
 
 BASE = "base"
@@ -42,13 +43,13 @@ class Head:
 
     Attributes:
         version: the one that CURRENT names.
-        etag: of CURRENT, read before it. highest: version that CURRENT ever named.
+        etag: of CURRENT, read before it. named: what CURRENT holds.
         newest: highest number that any manifest has.
     """
 
     version: IndexVersion
     etag: str
-    highest: int
+    named: Mapping[str, Any]
     newest: int
 
 
@@ -102,14 +103,14 @@ def _head(root: str, name: str) -> Head:
         return _head(root, name)
     named = unsealed(store.read(key), f"{store.root}/{key}")
     newest = max(version_numbers(root, name), default=0)
-    return Head(load_version(root, name, int(named["version"])), found.etag, int(named["highest"]), newest)
+    return Head(load_version(root, name, int(named["version"])), found.etag, named, newest)
 
 
 def _next_waiting(head: Head) -> IndexVersion | None:
     """Return the lowest published version that CURRENT has yet to name, None when there is none."""
     root, name = head.version.root, head.version.name
     for number in version_numbers(root, name):
-        if number > head.highest:
+        if number > int(head.named["highest"]):
             version = load_version(root, name, number)
             if version.metadata.get(BASE) in (None, head.version.version):
                 return version
@@ -118,8 +119,8 @@ def _next_waiting(head: Head) -> IndexVersion | None:
 
 def _move(head: Head, version: IndexVersion) -> bool:
     """Move CURRENT from where the head saw it to a later version; False when it has moved since."""
-    moved = {"version": version.version, "highest": max(head.highest, version.version), **origin()}
-    return open_store(version.root).compare_and_swap(current_key(version.name), sealed(moved), head.etag)
+    moved = moved_current(head.named, version.version)
+    return open_store(version.root).compare_and_swap(current_key(version.name), moved, head.etag)
 
 
 def _follows(root: str, name: str, version: IndexVersion) -> bool:

@@ -32,6 +32,8 @@ from raydistill.storage.parts import Part, PartLedger, chosen_parts
 from raydistill.storage.store import open_store
 
 _SWAPS = 32
+_HISTORY = 100
+"""Former versions that CURRENT remembers."""
 _STATISTICS = "statistics"
 _FREQUENCIES = "frequencies"
 
@@ -286,25 +288,34 @@ def make_current(version: IndexVersion, older: bool = False) -> None:
     """Let CURRENT name this version, unless a later one was current before (then only with `older`, a rollback).
 
     CURRENT remembers the highest version it ever named, so that repeating an old job neither undoes a rollback nor
-    replaces a newer index, while a crash between manifest and CURRENT is made good by the next commit. Raises
-    StorageError when other writers keep moving CURRENT.
+    replaces a newer index, while a crash between manifest and CURRENT is made good by the next commit. It also remembers
+    which versions it named until when: readers may still hold them, so gc spares them for a while. Raises StorageError
+    when other writers keep moving CURRENT.
     """
     store, key = open_store(version.root), current_key(version.name)
     for swap in range(_SWAPS):
         found = store.info(key)  # before reading: if the object moves in between, the swap is refused
-        highest = 0
+        named: Mapping[str, Any] = {}
         if found is not None:
             named = unsealed(store.read(key), f"{store.root}/{key}")
-            highest = int(named["highest"])
-            if int(named["version"]) == version.version or (highest >= version.version and not older):
+            if int(named["version"]) == version.version or (int(named["highest"]) >= version.version and not older):
                 return
-        moved = {"version": version.version, "highest": max(highest, version.version), **origin()}
-        if store.compare_and_swap(key, sealed(moved), found.etag if found else None):
+        if store.compare_and_swap(key, moved_current(named, version.version), found.etag if found else None):
             return
         time.sleep(random.uniform(0, 0.01 * (swap + 1)))
     raise StorageError(
         f"{store.root}/{key} kept moving during {_SWAPS} tries; stop other writers of this index and run again"
     )
+
+
+def moved_current(named: Mapping[str, Any], version: int) -> bytes:
+    """Return what CURRENT holds when it moves to a version, from what it holds so far (nothing: {})."""
+    written = origin()
+    history = list(named.get("history", ()))
+    if named:
+        history.append({"version": named["version"], "until": written["created"]})
+    highest = max(int(named.get("highest", 0)), version)
+    return sealed({"version": version, "highest": highest, "history": history[-_HISTORY:], **written})
 
 
 def _receipt(part: Part) -> dict[str, Any]:

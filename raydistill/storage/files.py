@@ -139,7 +139,7 @@ def _open_raw(uri: str) -> BinaryIO:
         from raydistill.storage.s3 import S3Store
 
         bucket, key = _bucket_and_key(uri)
-        return cast(BinaryIO, io.BufferedReader(S3Store(f"s3://{bucket}").open(key), _BUFFER))
+        return S3Store(f"s3://{bucket}").open(key)
     try:
         return absolute_path(uri).open("rb", buffering=_BUFFER)
     except OSError as error:

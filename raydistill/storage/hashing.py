@@ -63,7 +63,8 @@ def sealed(document: Mapping[str, Any]) -> bytes:
 
 
 def unsealed(content: bytes, uri: str) -> dict[str, Any]:
-    """Return the document that `sealed` wrote. Raises CorruptObjectError naming the URI when it is not what was sealed."""
+    """Return the document that `sealed` wrote. Raises CorruptObjectError naming the URI when it is not what was sealed, to
+    the byte: a flipped bit that JSON would read alike (e for E) is damage too."""
     try:
         document = json.loads(content)
         seal = document.pop(_SEAL)
@@ -71,6 +72,6 @@ def unsealed(content: bytes, uri: str) -> dict[str, Any]:
         raise CorruptObjectError(
             f"{uri} is no document of raydistill or is damaged; delete it and run the stage again"
         ) from None
-    if seal != sha256_hex(canonical_json(document).encode()):
+    if seal != sha256_hex(canonical_json(document).encode()) or content != sealed(document):
         raise CorruptObjectError(f"{uri} was changed after it was written; delete it and run the stage again")
     return dict(document)

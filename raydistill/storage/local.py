@@ -15,10 +15,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from raydistill.errors import StorageError
 from raydistill.storage.hashing import content_size, sha256_hex
-from raydistill.storage.store import ObjectInfo
+from raydistill.storage.store import Leftover, ObjectInfo
 
 _OWN = ".raydistill-"
 _SMALL = 1 << 16
@@ -71,6 +72,10 @@ class LocalStore:
                 f"{self.root}/{key} gave {len(content)} of {size} bytes; it changed while being read: run again"
             )
         return content
+
+    def open(self, key: str) -> BinaryIO:
+        with self._sentences(key, "read"):
+            return self.path(key).open("rb")
 
     def download(self, key: str, path: Path) -> None:
         source = self.path(key)
@@ -149,12 +154,24 @@ class LocalStore:
         with self._sentences(key, "deleted"):
             self.path(key).unlink(missing_ok=True)
 
+    def leftovers(self) -> Iterator[Leftover]:
+        for path in sorted(self.folder.rglob(f"{_OWN}*.tmp")):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                place = path.relative_to(self.folder).as_posix()
+                yield Leftover(place, place, status.st_size, status.st_mtime)
+
+    def discard(self, leftover: Leftover) -> None:
+        with self._sentences(leftover.key, "deleted"):
+            (self.folder / leftover.place).unlink(missing_ok=True)
+
     def _describe(self, key: str, path: Path) -> ObjectInfo:
         status = path.stat()
         if status.st_size <= _SMALL:
             content = path.read_bytes()
-            return ObjectInfo(key, len(content), sha256_hex(content))
-        return ObjectInfo(key, status.st_size, f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}")
+            return ObjectInfo(key, len(content), sha256_hex(content), status.st_mtime)
+        etag = f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
+        return ObjectInfo(key, status.st_size, etag, status.st_mtime)
 
     def _walk(self, folder: Path, prefix: str, start: str) -> Iterator[ObjectInfo]:
         """Yield a folder's objects whose name begins with `start`, and all below; a folder sorts as `name/`, as keys do."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from botocore.exceptions import BotoCoreError, FlexibleChecksumError
 from urllib3.exceptions import HTTPError
@@ -33,7 +33,7 @@ from raydistill.storage.s3_requests import (
     pause,
     request,
 )
-from raydistill.storage.store import ObjectInfo
+from raydistill.storage.store import Leftover, ObjectInfo
 
 _ONE_REQUEST = 64_000_000
 """Bytes up to which an object is put in one request."""
@@ -47,6 +47,10 @@ _MISSING_UPLOAD = "the upload was refused or ended; its parts are gone"
 
 _seen_buckets: set[tuple[object, ...]] = set()
 """(client, bucket) that answered in this process."""
+
+
+class ReplacedError(StorageError):
+    """An object that became another while it was being read and its connection broke."""
 
 
 class S3Store:
@@ -71,18 +75,23 @@ class S3Store:
         return f"S3Store({self.root!r})"
 
     def read(self, key: str) -> bytes:
-        with self.open(key) as stream:
-            return stream.readall()
+        for attempt in range(1, TRIES + 1):
+            try:
+                with S3Reader(self.bucket, self._full(key)) as stream:
+                    return stream.readall()
+            except ReplacedError:  # as CURRENT may be; the whole is wanted, so begin anew
+                if attempt == TRIES:
+                    raise
+        raise AssertionError("unreachable: the last try returns or raises")
 
-    def open(self, key: str) -> S3Reader:
-        """Return a stream of the object that survives broken connections. Raises StorageError if the object is absent."""
-        return S3Reader(self.bucket, self._full(key))
+    def open(self, key: str) -> BinaryIO:
+        return cast(BinaryIO, io.BufferedReader(S3Reader(self.bucket, self._full(key)), _BLOCK))
 
     def download(self, key: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f".raydistill-{uuid.uuid4().hex}.tmp"
         try:
-            with self.open(key) as stream, temporary.open("xb") as target:
+            with S3Reader(self.bucket, self._full(key)) as stream, temporary.open("xb") as target:
                 while block := stream.read(_BLOCK):
                     target.write(block)
             os.replace(temporary, path)
@@ -101,7 +110,7 @@ class S3Store:
             found = self._head(key)
         except ObjectMissingError:
             return None
-        return ObjectInfo(key, int(found["ContentLength"]), found["ETag"])
+        return ObjectInfo(key, int(found["ContentLength"]), found["ETag"], found["LastModified"].timestamp())
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         cut = len(self.prefix) + 1 if self.prefix else 0
@@ -110,7 +119,7 @@ class S3Store:
         while True:
             page = request(lambda client: client.list_objects_v2(**where), f"s3://{self.bucket}/{full}")
             for found in page.get("Contents", ()):
-                yield ObjectInfo(found["Key"][cut:], int(found["Size"]), found["ETag"])
+                yield ObjectInfo(found["Key"][cut:], int(found["Size"]), found["ETag"], found["LastModified"].timestamp())
             if not page.get("IsTruncated"):
                 return
             where["ContinuationToken"] = page["NextContinuationToken"]
@@ -144,6 +153,25 @@ class S3Store:
     def delete(self, key: str) -> None:
         with suppress(ObjectMissingError):
             request(lambda client: client.delete_object(Bucket=self.bucket, Key=self._full(key)), self._uri(key))
+
+    def leftovers(self) -> Iterator[Leftover]:
+        cut = len(self.prefix) + 1 if self.prefix else 0
+        where: dict[str, Any] = {"Bucket": self.bucket, "Prefix": f"{self.prefix}/" if self.prefix else ""}
+        while True:
+            try:
+                page = request(lambda client: client.list_multipart_uploads(**where), self.root)
+            except ObjectMissingError:  # how some stores say that there are none
+                return
+            for found in page.get("Uploads", ()):
+                yield Leftover(found["UploadId"], found["Key"][cut:], 0, found["Initiated"].timestamp())
+            if not page.get("IsTruncated"):
+                return
+            where.update(KeyMarker=page["NextKeyMarker"], UploadIdMarker=page["NextUploadIdMarker"])
+
+    def discard(self, leftover: Leftover) -> None:
+        where = {"Bucket": self.bucket, "Key": self._full(leftover.key), "UploadId": leftover.place}
+        with suppress(ObjectMissingError):
+            request(lambda client: client.abort_multipart_upload(**where), self._uri(leftover.key))
 
     def _full(self, key: str) -> str:
         if not key or key.startswith("/") or any(piece in ("", ".", "..") for piece in key.split("/")):
@@ -358,7 +386,7 @@ class S3Reader(io.RawIOBase):
                 self._uri,
             )
         except ConditionRefusedError:
-            raise StorageError(f"{self._uri} was replaced while it was being read; run again") from None
+            raise ReplacedError(f"{self._uri} was replaced while it was being read; run again") from None
         self._body = answer["Body"]
 
 

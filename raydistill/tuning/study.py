@@ -25,7 +25,7 @@ from raydistill.config import DistillConfig
 from raydistill.conversations.records import ConversationSet
 from raydistill.errors import RaydistillError, TuningError
 from raydistill.evaluation.evaluate import evaluate, evaluation_artifact, load_metrics
-from raydistill.pipeline import Chain
+from raydistill.pipeline import Chain, writing
 from raydistill.progress import Advance, output_console, track
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
 from raydistill.storage.store import open_store
@@ -57,15 +57,15 @@ def run_study(study: Study) -> Artifact:
     chains = _shared_chains(study)
     distinct = list({id(chain): chain for chain in chains.values()}.values())
     check_study(study)
-    connect(study.base.ray)
-    for chain in distinct:
-        chain.check_resources("evaluate")
-        chain.score()
-    failures = _run_missing(study, chains)
-    outcomes = [
-        _outcome(trial, _finished(trial, chains[trial.identity], study.tune.measured_on), failures) for trial in study.trials
-    ]
-    artifact = _store(study, outcomes)
+    with writing(study.base):
+        connect(study.base.ray)
+        for chain in distinct:
+            chain.check_resources("evaluate")
+            chain.score()
+        failures = _run_missing(study, chains)
+        on = study.tune.measured_on
+        outcomes = [_outcome(trial, _finished(trial, chains[trial.identity], on), failures) for trial in study.trials]
+        artifact = _store(study, outcomes)
     console = output_console()
     console.print(console_table(study.tune, outcomes))
     console.print(f"report   {study.base.root}/runs/{study.tune.name}/report.html", soft_wrap=True, highlight=False)

@@ -17,6 +17,7 @@ from raydistill.distill.engine import Workplace, effective_zero_stage, gathered_
 from raydistill.distill.training_files import BestParameters
 from raydistill.distill.whole_state import KINDS, WholeState
 from raydistill.errors import TrainingError
+from raydistill.storage.hashing import sealed, unsealed
 from raydistill.storage.store import open_store
 from tests.distill import processes
 
@@ -49,13 +50,20 @@ def _cut_short(folder: Path) -> None:
 def _swapped(folder: Path) -> None:
     _, second = sorted(folder.glob("*.safetensors"))
     path = folder / STATE_FILE
-    record = json.loads(path.read_text())
+    record = unsealed(path.read_bytes(), path.name)
     record["tensors"]["parameter/a"]["file"] = second.name
-    path.write_text(json.dumps(record))
+    path.write_bytes(sealed(record))
+
+
+def _flipped(folder: Path) -> None:
+    path = folder / "tensors-00001-000.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
 
 DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (_cut_short, r"tensors-00001-000\.safetensors has \d+ bytes instead of \d+"),
+    (_flipped, r"tensors-00001-000\.safetensors does not have the SHA-256 that was written"),
     (lambda folder: (folder / "tensors-00000-000.safetensors").unlink(), "tensors-00000-000.safetensors is missing"),
     (lambda folder: (folder / STATE_FILE).unlink(), "state.json is missing"),
     (lambda folder: (folder / STATE_FILE).write_text((folder / STATE_FILE).read_text()[:100]), "state.json is damaged"),

@@ -16,10 +16,12 @@ the body arrives); blind (conditional headers dropped)."""
 
 
 class FaultProxy:
-    """Forwards requests to the S3 server; `fault(method, path)` chooses what goes wrong."""
+    """Forwards requests to the S3 server; `fault(method, path)` chooses what goes wrong, and `done(method, path)` is called
+    when the server has carried a request out and its answer has not been passed on."""
 
     def __init__(self, upstream: str) -> None:
         self.fault: Callable[[str, str], Fault] = lambda method, path: "pass"
+        self.done: Callable[[str, str], None] = lambda method, path: None
         self.seen: list[tuple[str, str, Fault]] = []
         proxy, target = self, urlsplit(upstream)
 
@@ -51,6 +53,8 @@ class FaultProxy:
                 connection.request(self.command, self.path, body, headers)
                 answer = connection.getresponse()
                 content = answer.read()
+                connection.close()
+                proxy.done(self.command, self.path)
                 if fault == "deaf":
                     self.close_connection = True
                     self.connection.close()

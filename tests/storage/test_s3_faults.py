@@ -129,7 +129,28 @@ def test_a_stream_does_not_mix_two_versions(s3_root: str, fault_proxy: FaultProx
         stream.read(1000)
         store.replace("key", b"b" * 3_000_000)
         with pytest.raises(StorageError, match="was replaced while it was being read"):
-            stream.readall()
+            stream.read()
+
+
+def test_a_small_object_that_moves_while_the_connection_breaks_is_read_anew(s3_root: str, fault_proxy: FaultProxy) -> None:
+    """Else a reader of CURRENT would fail now and then while others publish."""
+    store = S3Store(s3_root)
+    store.replace("key", b"a" * 3_000)
+    moved: list[str] = []
+
+    def fault(method: str, path: str) -> str:
+        if method == "GET" and "key" in path and not moved:
+            moved.append(path)
+            return "cut"
+        return "pass"
+
+    def done(method: str, path: str) -> None:
+        if method == "GET" and len(moved) == 1:
+            moved.append(path)
+            store.replace("key", b"b" * 3_000)
+
+    fault_proxy.fault, fault_proxy.done = fault, done
+    assert store.read("key") == b"b" * 3_000
 
 
 def test_large_objects_go_in_parts(s3_root: str, s3_endpoint: str, small_parts: None, tmp_path: Path) -> None:
