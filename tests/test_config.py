@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from raydistill.config import result_fields
+from raydistill.config import Section, result_fields
+from raydistill.config.fields import Added
 from raydistill.config_loading import build_config, dump_config, load_config
 from raydistill.errors import ConfigError
 
@@ -229,6 +230,15 @@ def test_fingerprints_see_what_changes_results_and_nothing_else(config_file: Pat
         "data.corpus_format=tsv",
     ):
         assert fields(decisive) != base, decisive
+
+
+def test_a_later_field_counts_where_it_is_not_the_default() -> None:
+    class Grown(Section):
+        first: int = 1
+        later: Added[int | None] = None
+
+    assert result_fields(Grown()) == result_fields(Grown(later=None)) == {"first": 1}
+    assert result_fields(Grown(later=2)) == {"first": 1, "later": 2}
 
 
 @pytest.mark.parametrize("name", ["mtrag-clapnq", "mtrag-cloud", "topiocqa"])

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from raydistill.config.data import TextConfig
 from raydistill.config.fields import (
+    Added,
     Fraction,
     Location,
     ModelSource,
@@ -46,9 +47,12 @@ class SpladeDocumentsConfig(Section):
     max_tokens: PositiveInt = 256
     max_terms: PositiveInt = 512
     """Heaviest terms kept of a passage."""
-    min_weight: NonNegativeFloat = 0.0
+    pooling: Added[Literal["max", "sum"] | None] = None
+    """As for the student. None: what the checkpoint says of itself, or else max; SPLADE v1 as naver published it says
+    nothing and wants sum."""
+    min_weight: Added[NonNegativeFloat] = 0.0
     """Terms of a passage that are not heavier are dropped."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Added[Literal["fp32", "bf16"]] = "fp32"
     """What encoding computes in. bf16 is meant for GPUs, where nobody has measured it yet; on a CPU measure first
     (benchmarks/encoder.py)."""
     batch_tokens: Operational[PositiveInt] = 8192
@@ -223,14 +227,16 @@ class LearnedDocumentsConfig(Section):
     """As for the student."""
     active_share: Fraction = 0.005
     """identity head only: share of the vocabulary active on average in a passage before training."""
+    pooling: Added[Literal["max", "sum"] | None] = None
+    """As for the student, which must have the same where it starts from this encoder."""
     trust_remote_code: bool = False
     max_tokens: PositiveInt = 256
     """Tokens kept of a passage when the index is built."""
     max_terms: PositiveInt = 512
     """Heaviest terms kept of a passage."""
-    min_weight: NonNegativeFloat = 0.0
+    min_weight: Added[NonNegativeFloat] = 0.0
     """Terms of a passage that are not heavier are dropped when the index is built."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Added[Literal["fp32", "bf16"]] = "fp32"
     """What encoding computes in, as for splade; `training.precision` is that of its training."""
     batch_tokens: Operational[PositiveInt] = 8192
     training: DocumentTrainingConfig = DocumentTrainingConfig()
@@ -246,6 +252,7 @@ class LearnedDocumentsConfig(Section):
             revision=self.revision,
             head=self.head,
             active_share=self.active_share if self.head == "identity" else None,
+            pooling=self.pooling,
             text=TextConfig(max_tokens=self.max_tokens),
             trust_remote_code=self.trust_remote_code,
         )

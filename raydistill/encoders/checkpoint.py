@@ -25,15 +25,17 @@ from transformers.utils import logging as transformers_logging
 
 from raydistill.config import Attention, HeadKind, Pooling, StudentConfig, TextConfig
 from raydistill.encoders.adaptation import adapt
-from raydistill.encoders.backbones import load_backbone, logs_twice
+from raydistill.encoders.backbones import load_backbone, pooling_of_checkpoint
 from raydistill.encoders.calibration import silent_terms
 from raydistill.encoders.documents import load_tokenizer, model_config
 from raydistill.encoders.heads import TermTable
-from raydistill.encoders.splade import SpladeEncoder, SpladeModel
+from raydistill.encoders.splade import SpladeEncoder, SpladeModel, load_model
 from raydistill.errors import ConfigError
 from raydistill.model_source import resolve_model
 
 FORMAT_VERSION = 2
+FORMAT_VERSION_OF_SUMS = 3
+"""Of students that pool by the sum: a release that reads format 2 only would take their maximum."""
 SETTINGS_FILE = "raydistill.json"
 HEAD_FILE = "head.safetensors"
 DENSE_FOLDER = "1_Dense"
@@ -109,7 +111,7 @@ class _Settings:
     head: HeadKind
     text: TextConfig
     attention: Attention | None
-    pooling: Pooling
+    pooling: Pooling | None
     separator: int | None
 
 
@@ -129,9 +131,12 @@ def save_student(model: SpladeModel, tokenizer: Any, folder: Path | str, text: T
     model = model.merged()
     (model.config if model.backbone is None else model.backbone).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    settings: dict[str, Any] = {"format_version": FORMAT_VERSION, "head": model.head, "text": text.model_dump()}
+    version = FORMAT_VERSION_OF_SUMS if model.pooling == "sum" else FORMAT_VERSION
+    settings: dict[str, Any] = {"format_version": version, "head": model.head, "text": text.model_dump()}
     if model.head == "decoder":
-        settings |= {"attention": model.attention, "pooling": model.pooling}
+        settings["attention"] = model.attention
+    if model.head == "decoder" or model.pooling == "sum":
+        settings["pooling"] = model.pooling
     if model.table is not None:
         settings["separator"] = model.table.separator
     _write_json(folder / SETTINGS_FILE, settings)
@@ -167,9 +172,8 @@ def load_student(folder: Path | str, trust_remote_code: bool = False) -> Student
         config = model_config(str(folder), None, trust_remote_code)
         model = SpladeModel(config, "table", table=table)
     else:
-        backbone = load_backbone(str(folder), None, settings.head, trust_remote_code, field="student")
-        twice = settings.head == "mlm" and logs_twice(str(folder), None, "student")
-        model = SpladeModel(backbone, settings.head, settings.attention, settings.pooling, log_twice=twice)
+        head = (settings.attention, settings.pooling)
+        model = load_model(str(folder), None, settings.head, trust_remote_code, "student", *head)
     if model.vocabulary_head is not None:
         with torch.no_grad():
             model.vocabulary_head.bias.copy_(own["bias"])
@@ -189,9 +193,8 @@ def starting_model(student: StudentConfig) -> SpladeModel:
         _check_agreement(model, student)
         return model
     if student.head != "table":
-        backbone = load_backbone(student.model, student.revision, student.head, student.trust_remote_code, "student")
-        twice = student.head == "mlm" and logs_twice(student.model, student.revision, "student")
-        return SpladeModel(backbone, student.head, student.attention, student.pooling or "max", log_twice=twice)
+        source = (student.model, student.revision, student.head, student.trust_remote_code)
+        return load_model(*source, "student", student.attention, student.pooling)
     assert student.recency_parts is not None
     tokenizer = load_tokenizer(student.model, student.revision, student.trust_remote_code, "student.model")
     config = model_config(student.model, student.revision, student.trust_remote_code)
@@ -215,7 +218,7 @@ def check_start(student: StudentConfig, field: str = "student") -> None:
     if student.head == "table" or not folder.is_dir() or (folder / SETTINGS_FILE).is_file():
         return
     if student.head == "mlm":
-        logs_twice(student.model, student.revision, field)
+        pooling_of_checkpoint(student.model, student.revision, field, student.pooling)
     with _quiet_loading():
         backbone = load_backbone(
             student.model, student.revision, student.head, student.trust_remote_code, field, device="meta"
@@ -252,7 +255,9 @@ def beyond_sentence_transformers(model: SpladeModel, tokenizer: Any) -> str | No
 def _check_agreement(model: SpladeModel, student: StudentConfig) -> None:
     stored: dict[str, Any] = {"head": model.head}
     if model.head == "decoder":
-        stored |= {"attention": model.attention, "pooling": model.pooling}
+        stored["attention"] = model.attention
+    if student.pooling is not None:
+        stored["pooling"] = model.pooling
     if model.table is not None:
         stored["recency_parts"] = model.table.recency_parts
     for name, value in stored.items():
@@ -266,18 +271,19 @@ def _check_agreement(model: SpladeModel, student: StudentConfig) -> None:
 def _read_settings(folder: Path) -> _Settings:
     path = folder / SETTINGS_FILE
     if not path.is_file():
-        return _Settings("mlm", TextConfig(), None, "max", None)
+        return _Settings("mlm", TextConfig(), None, None, None)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         version, head = found["format_version"], found["head"]
-        if version != FORMAT_VERSION:
+        if version not in (FORMAT_VERSION, FORMAT_VERSION_OF_SUMS):
             raise ConfigError(
-                f"{path} has format {version}, this release reads {FORMAT_VERSION}; export the student with it"
+                f"{path} has format {version}, this release reads {FORMAT_VERSION} and {FORMAT_VERSION_OF_SUMS}; export the "
+                "student with it"
             )
         if head not in get_args(HeadKind):
             raise ConfigError(f"{path}: head is {head!r}, it must be one of {', '.join(get_args(HeadKind))}")
         text = TextConfig(**found["text"])
-        return _Settings(head, text, found.get("attention"), found.get("pooling", "max"), found.get("separator"))
+        return _Settings(head, text, found.get("attention"), found.get("pooling"), found.get("separator"))
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise ConfigError(f"{path} is not a raydistill settings file ({error}); export the student again") from error
 
@@ -304,7 +310,8 @@ def _save_sentence_transformers_files(model: SpladeModel, tokenizer: Any, folder
         if kind == "pooling":
             (folder / path).mkdir(exist_ok=True)
             activation = "log1p_relu" if model.log_twice else "relu"
-            _write_json(folder / path / "config.json", {"pooling_strategy": "max", "activation_function": activation})
+            pooling = {"pooling_strategy": model.pooling, "activation_function": activation}
+            _write_json(folder / path / "config.json", pooling)
     listed = [
         {"idx": number, "name": str(number), "path": path, "type": MODULE_TYPES[kind]}
         for number, (path, kind) in enumerate(modules.items())

@@ -14,6 +14,7 @@ from raydistill.config import (
     DocumentsConfig,
     LearnedDocumentsConfig,
     LexicalDocumentsConfig,
+    Pooling,
     SpladeDocumentsConfig,
     StudentConfig,
     result_fields,
@@ -26,7 +27,8 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.folders import fetch_folder
 
 TOKENIZER_FILES = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
-_ADDED = ("min_weight", "precision")
+_READING = ("kind", "max_tokens", "max_terms", "min_weight", "precision")
+"""What of a learned encoder's section acts after its training."""
 MODEL_FILES = (
     *TOKENIZER_FILES,
     "*.safetensors",
@@ -149,22 +151,15 @@ def document_encoder_settings(documents: DocumentsConfig, student: StudentConfig
     """
     if isinstance(documents, LearnedDocumentsConfig):
         # How it was trained is in the encoder's own fingerprint.
-        kept = {"kind": documents.kind, "max_tokens": documents.max_tokens, "max_terms": documents.max_terms}
-        return {**kept, **_uncommon(documents), "encoder": trained_encoder(documents).fingerprint}
+        kept = {name: value for name, value in result_fields(documents).items() if name in _READING}
+        return {**kept, "encoder": trained_encoder(documents).fingerprint}
     settings: dict[str, Any] = dict(result_fields(documents))
     if isinstance(documents, LexicalDocumentsConfig):
         settings["tokenizer"] = model_identity(student.model, student.revision, TOKENIZER_FILES, "student.model")
     else:
-        settings = {name: value for name, value in settings.items() if name not in ("revision", *_ADDED)}
-        settings |= _uncommon(documents)
+        del settings["revision"]
         settings["model"] = model_identity(documents.model, documents.revision, MODEL_FILES, "index.documents.model")
     return settings
-
-
-def _uncommon(documents: SpladeDocumentsConfig | LearnedDocumentsConfig) -> dict[str, Any]:
-    """Return the later settings where they are not the default, so that indexes made before them keep their fingerprint."""
-    defaults = type(documents).model_fields
-    return {name: value for name in _ADDED if (value := getattr(documents, name)) != defaults[name].default}
 
 
 def _load_splade(documents: SpladeDocumentsConfig, student: StudentConfig, device: str | None) -> SparseEncoder:
@@ -179,14 +174,24 @@ def _load_splade(documents: SpladeDocumentsConfig, student: StudentConfig, devic
     if (Path(folder) / SETTINGS_FILE).is_file():
         stored = load_student(folder, documents.trust_remote_code)
         model, tokenizer = stored.model, stored.tokenizer
+        _check_pooling(documents, model.pooling)
     else:
-        model = load_model(documents.model, documents.revision, "mlm", documents.trust_remote_code, field)
+        trust = documents.trust_remote_code
+        model = load_model(documents.model, documents.revision, "mlm", trust, field, pooling=documents.pooling)
         tokenizer = load_tokenizer(documents.model, documents.revision, documents.trust_remote_code, f"{field}.model")
     model.check_length(documents.max_tokens, f"{field}.max_tokens")
     _check_same_vocabulary(tokenizer, documents.model, student)
     dtype = torch.bfloat16 if documents.precision == "bf16" else None
     kept = (documents.max_tokens, documents.max_terms, documents.batch_tokens)
     return SpladeEncoder(model, tokenizer, *kept, device, dtype, documents.min_weight)
+
+
+def _check_pooling(documents: SpladeDocumentsConfig, stored: Pooling) -> None:
+    if documents.pooling is not None and documents.pooling != stored:
+        raise ConfigError(
+            f"index.documents.pooling is {documents.pooling}, but {documents.model!r} is an exported encoder that pools by "
+            f"{stored}; set index.documents.pooling to {stored}, or leave it out"
+        )
 
 
 def check_vocabulary(documents: SpladeDocumentsConfig | LearnedDocumentsConfig, student: StudentConfig) -> None:

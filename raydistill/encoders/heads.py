@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from raydistill.encoders.batch import SparseBatch
 from raydistill.encoders.head import splade_head
+from raydistill.encoders.head_sum import Head
 from raydistill.errors import ConfigError
 
 
@@ -24,22 +25,27 @@ class VocabularyHead(nn.Module):
     logits of either are positive or not for nearly the whole vocabulary at once; a calibrated scale and a bias for each
     term make them sparse from the first step.
 
+    Args:
+        weight: of the backbone's embedding or `lm_head`.
+        head: how positions are pooled.
+
     Attributes:
-        weight: [V, H], the very parameter of the backbone's embedding or `lm_head`. It is registered here too because
+        weight: [V, H], the very parameter that was given. It is registered here too because
             DeepSpeed ZeRO-3 gathers a parameter for the modules that own it.
         scale: [1].
         bias: [V].
     """
 
-    def __init__(self, weight: nn.Parameter) -> None:
+    def __init__(self, weight: nn.Parameter, head: Head = splade_head) -> None:
         super().__init__()
         self.weight = weight
+        self._head = head
         self.scale = nn.Parameter(torch.ones(1))
         self.bias = nn.Parameter(torch.zeros(weight.shape[0]))
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Return term weights, float32 [B, V], of token states [B, L, H] under a mask [B, L]."""
-        return splade_head(hidden * self.scale.to(hidden.dtype), self.weight, self.bias, mask)
+        return self._head(hidden * self.scale.to(hidden.dtype), self.weight, self.bias, mask)
 
 
 class TermTable(nn.Module):

@@ -2,8 +2,9 @@
 
 Four heads. `mlm` uses the checkpoint's own masked-LM head; `identity` ties the vocabulary to the input embedding of an
 encoder that ships without one; `decoder` is a causal language model read through its `lm_head`, with attention in one or
-both directions and the maximum over all tokens (CSPLADE, arXiv 2504.10816) or the last token's logits (PromptReps, arXiv
-2404.18424); `table` has a weight a term and no transformer. The heads' own parameters live in `heads`, backbones in
+both directions (CSPLADE, arXiv 2504.10816); `table` has a weight a term and no transformer. Transformers' heads pool over
+tokens by the maximum (SPLADE v2), by the sum (SPLADE v1, see `head_sum`) or take a decoder's last token (PromptReps, arXiv
+2404.18424). The heads' own parameters live in `heads`, backbones in
 `backbones`, what is trained of them in `adaptation`, starting values in `calibration`, folders on disk in `checkpoint`.
 """
 
@@ -25,6 +26,7 @@ from raydistill.encoders.batch import SparseBatch
 from raydistill.encoders.calibration import Calibration, calibration_from_maxima, sampled_texts, silent_terms
 from raydistill.encoders.encoding import encode_windows, sparse_rows, tokenised_window, windows_of
 from raydistill.encoders.head import max_pool_logits
+from raydistill.encoders.head_sum import head_for
 from raydistill.encoders.heads import TermTable, VocabularyHead, last_states
 from raydistill.encoders.interface import EncodingTally
 from raydistill.encoders.lexical import terms_by_id
@@ -33,7 +35,7 @@ from raydistill.errors import ConfigError
 
 
 class SpladeModel(nn.Module):
-    """Token ids to term weights; with a transformer, w_v = max_l log(1 + ReLU(logit_lv)), for a table see `TermTable`.
+    """Token ids to term weights; with a transformer, w_v = max_l log(1 + ReLU(logit_lv)), or the sum; a table: `TermTable`.
 
     With the mlm head the matrix product with the vocabulary is fused with the pooling wherever the backbone returns its
     decoder's output unchanged (BERT, DistilBERT, RoBERTa, XLM-R, ModernBERT, ELECTRA, MPNet do; it is verified by
@@ -46,9 +48,9 @@ class SpladeModel(nn.Module):
             evaluation mode.
         head: which of the four.
         attention: of a decoder; None elsewhere.
-        pooling: over tokens; "last" for decoders only.
+        pooling: over tokens; "last" for decoders only; says nothing of a table.
         table: the table head's parameters.
-        log_twice: of an mlm head: its weights go through log(1 + w) once more, as some checkpoints want.
+        log_twice: of an mlm head: log(1 + log(1 + ReLU(logit))) at each token, as some checkpoints want.
 
     Attributes:
         backbone: the Hugging Face model; None for a table.
@@ -75,11 +77,12 @@ class SpladeModel(nn.Module):
         self.pooling = pooling
         self.log_twice = log_twice
         self.table = table
+        self._pool = head_for(pooling, log_twice)
         self.backbone = None if head == "table" else backbone
         self.config = backbone if head == "table" else backbone.config
         self.vocabulary_head: VocabularyHead | None = None
         if head in ("identity", "decoder"):
-            self.vocabulary_head = VocabularyHead(_vocabulary_weight(backbone, head))
+            self.vocabulary_head = VocabularyHead(_vocabulary_weight(backbone, head), self._pool)
             _leave_out_unused(backbone)
         if attention is not None:
             backbones.set_attention(backbone, attention, "student")
@@ -134,11 +137,11 @@ class SpladeModel(nn.Module):
         elif self.vocabulary_head is not None:
             pooled = self.vocabulary_head(*self._states(input_ids, attention_mask))
         elif self.fused:
-            pooled = backbones.pooled_in_decoder(self.backbone, input_ids, attention_mask)
+            pooled = backbones.pooled_in_decoder(self.backbone, input_ids, attention_mask, self._pool)
         else:
-            pooled = backbones.pooled_from_logits(self.backbone, input_ids, attention_mask)
-        # The logarithm rises, so it may come after the maximum.
-        return torch.log1p(pooled) if self.log_twice else pooled
+            pooled = backbones.pooled_from_logits(self.backbone, input_ids, attention_mask, self.pooling, self.log_twice)
+        # The logarithm rises, so it may come after a maximum.
+        return torch.log1p(pooled) if self.log_twice and self.pooling != "sum" else pooled
 
     def start_head(
         self,
@@ -251,10 +254,22 @@ class SpladeModel(nn.Module):
         return last_states(states, attention_mask) if self.pooling == "last" else (states, attention_mask)
 
 
-def load_model(model: str, revision: str | None, head: HeadKind, trust_remote_code: bool, field: str) -> SpladeModel:
-    """Load an encoder with an mlm or identity head; `load_backbone` and `logs_twice` of `backbones` raise ConfigError."""
+def load_model(
+    model: str,
+    revision: str | None,
+    head: HeadKind,
+    trust_remote_code: bool,
+    field: str,
+    attention: Attention | None = None,
+    pooling: Pooling | None = None,
+) -> SpladeModel:
+    """Load a transformer with its head; a pooling of None is the checkpoint's own, where an mlm one has it, or else max.
+
+    Raises ConfigError as `load_backbone` and `pooling_of_checkpoint` of `backbones` do.
+    """
     backbone = backbones.load_backbone(model, revision, head, trust_remote_code, field)
-    return SpladeModel(backbone, head, log_twice=head == "mlm" and backbones.logs_twice(model, revision, field))
+    own = backbones.pooling_of_checkpoint(model, revision, field, pooling) if head == "mlm" else (pooling or "max", False)
+    return SpladeModel(backbone, head, attention, own[0], log_twice=own[1])
 
 
 class SpladeEncoder:

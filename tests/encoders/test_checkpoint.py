@@ -31,6 +31,9 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "decoder, positions": ("GPT2", {}),
     "decoder, causal": ("Llama", {"attention": "causal"}),
     "decoder, last": ("Llama", {"attention": "causal", "pooling": "last"}),
+    "mlm, sum": ("Bert", {"pooling": "sum"}),
+    "identity, sum": ("Bert", {"pooling": "sum"}),
+    "decoder, sum": ("Llama", {"pooling": "sum"}),
     "table": ("Bert", {"recency_parts": 1, "table_start": "ones"}),
     "table, parts": ("Bert", {"recency_parts": 3, "table_start": "ones"}),
 }
@@ -148,6 +151,27 @@ def test_another_head_than_the_exported_one_is_refused(
         SpladeModel.from_config(StudentConfig(model=str(tmp_path), text=TEXT))
     with pytest.raises(ConfigError, match=r"student\.pooling is last.*set student\.pooling to max"):
         SpladeModel.from_config(StudentConfig(model=str(tmp_path), head="decoder", pooling="last", text=TEXT))
+
+
+@pytest.mark.parametrize("head", ["mlm", "identity"])
+def test_a_student_of_sums_starts_where_nothing_is_said_and_is_refused_where_another_pooling_is(
+    head: str, tiny_folder: Folder, tiny_tokenizer: Any, texts: list[str], tmp_path: Path
+) -> None:
+    stored = tiny_student(f"{head}, sum", tiny_folder, tiny_tokenizer, texts)
+    save_student(stored.model, stored.tokenizer, tmp_path, stored.text, "card")
+    assert SpladeModel.from_config(StudentConfig(model=str(tmp_path), head=head, text=TEXT)).pooling == "sum"
+    with pytest.raises(ConfigError, match=r"student\.pooling is max.*set student\.pooling to sum"):
+        SpladeModel.from_config(StudentConfig(model=str(tmp_path), head=head, pooling="max", text=TEXT))
+
+
+def test_releases_without_sums_refuse_them_and_read_all_others(
+    tiny_folder: Folder, tiny_tokenizer: Any, texts: list[str], tmp_path: Path
+) -> None:
+    for kind in STUDENTS:
+        stored = tiny_student(kind, tiny_folder, tiny_tokenizer, texts)
+        save_student(stored.model, stored.tokenizer, tmp_path / kind, stored.text, "card")
+        written = json.loads((tmp_path / kind / "raydistill.json").read_text())
+        assert written["format_version"] == (3 if kind.endswith("sum") else 2), kind
 
 
 def test_an_exported_table_is_a_folder_to_build_indexes_for(
