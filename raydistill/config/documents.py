@@ -239,6 +239,10 @@ class LearnedDocumentsConfig(Section):
     precision: Added[Literal["fp32", "bf16"]] = "fp32"
     """What encoding computes in, as for splade; `training.precision` is that of its training."""
     batch_tokens: Operational[PositiveInt] = 8192
+    top_terms: Added[PositiveInt | None] = None
+    """Heaviest terms of every text, query or passage, that are kept in training and ever after (VDR, arXiv 2212.07699):
+    training then knows what the index keeps, where `max_terms` prunes the passages of a finished encoder. None keeps all.
+    How many terms a student that starts from this encoder keeps is its own `top_terms`."""
     training: DocumentTrainingConfig = DocumentTrainingConfig()
     starts_student: bool = True
     """The student starts from the trained encoder, which reads queries in this space already, and not from student.model."""
@@ -253,9 +257,26 @@ class LearnedDocumentsConfig(Section):
             head=self.head,
             active_share=self.active_share if self.head == "identity" else None,
             pooling=self.pooling,
+            top_terms=self.top_terms,
             text=TextConfig(max_tokens=self.max_tokens),
             trust_remote_code=self.trust_remote_code,
         )
+
+    @model_validator(mode="after")
+    def _top_terms_act(self) -> LearnedDocumentsConfig:
+        if self.top_terms is None:
+            return self
+        if self.top_terms > self.max_terms:
+            raise ValueError(
+                f"top_terms is {self.top_terms}, but the index keeps max_terms {self.max_terms} terms of a passage, so "
+                "training would count on terms that are dropped; lower top_terms or raise max_terms"
+            )
+        for field in ("query_regularisation", "passage_regularisation"):
+            try:
+                getattr(self.training, field).check_most_terms(self.top_terms)
+            except ValueError as error:
+                raise ValueError(f"training.{field} {error}") from None
+        return self
 
 
 DocumentsConfig = Annotated[

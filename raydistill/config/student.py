@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from raydistill.config.data import TextConfig
-from raydistill.config.fields import ModelSource, NonNegativeInt, Operational, Section
+from raydistill.config.fields import Added, ModelSource, NonNegativeInt, Operational, Section
 
 HeadKind = Literal["mlm", "identity", "decoder", "table"]
 Attention = Literal["causal", "bidirectional"]
@@ -83,6 +83,9 @@ class StudentConfig(Section):
     recency_parts: PositiveInt | None = None
     """table: utterances and answers, newest first, that have a learned factor of their own (12); older ones share the last.
     1: a term counts the same wherever it occurs."""
+    top_terms: Added[PositiveInt | None] = None
+    """Heaviest terms of a query that are kept, of equal ones those with lower ids; the rest are 0, in training and in
+    encoding alike, and no gradient reaches them (top-k activation, VDR, arXiv 2212.07699). None keeps all."""
     lora: LoraConfig | None = None
     freeze: FreezeConfig | None = None
     gradient_checkpointing: Operational[bool] = False

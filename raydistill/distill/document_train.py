@@ -65,8 +65,8 @@ def document_encoder_artifact(
         "max_tokens": documents.max_tokens,
         "training": training,
     }
-    if documents.pooling is not None:
-        settings["pooling"] = documents.pooling
+    later = {"pooling": documents.pooling, "top_terms": documents.top_terms}
+    settings |= {name: value for name, value in later.items() if value is not None}
     inputs = {
         "examples": examples_artifact(config, turns, qrels, corpus).fingerprint,
         "model": model_identity(documents.model, documents.revision, MODEL_FILES, "index.documents.model"),

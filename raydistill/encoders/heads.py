@@ -1,6 +1,6 @@
-"""Heads with parameters of their own: a scaled and shifted vocabulary over token states, and a table of term weights.
-
-The pooling arithmetic lives in `head`, the values a vocabulary head starts from in `calibration`. Nothing here loads files.
+"""Heads with parameters of their own: a scaled and shifted vocabulary over token states, and a table of term weights; with
+what stands before and after them: the last state, the heaviest terms. The pooling arithmetic lives in `head` and
+`head_sum`, the values a vocabulary head starts from in `calibration`. Nothing here loads files.
 """
 
 from __future__ import annotations
@@ -131,6 +131,30 @@ class TermTable(nn.Module):
         counts = np.bincount(row_of_entry, minlength=len(ids))
         indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return SparseBatch(indptr, term_ids.astype(np.int32), weights[kept].astype(np.float32), size)
+
+
+def heaviest_terms(weights: Tensor, terms: int) -> Tensor:
+    """Return the weights with all but the `terms` heaviest of each row set to 0; of equal weights those with lower ids stay.
+
+    The top-k activation of VDR (Zhou et al., arXiv 2212.07699) after SPLADE's log(1 + ReLU(x)): gradients reach the terms
+    that stay. VDR's own elu1p is not offered: it leaves every term above 0, so that `head` has no active terms to follow,
+    penalties none to count and `calibration` none to aim at, and sentence_transformers has no module for it.
+
+    The dense counterpart of `SparseBatch.heaviest`, with the same rows. A weight that is not a number stays, to be seen; a
+    row then may have more terms.
+
+    Args:
+        weights: [B, V], >= 0.
+        terms: at least 1.
+    """
+    if terms >= weights.shape[1]:
+        return weights
+    found = weights.detach()
+    lightest = found.topk(terms, dim=1).values[:, -1:]
+    heavier, equal = ~(found <= lightest), found == lightest
+    room = terms - heavier.sum(1, keepdim=True)
+    stays = heavier | (equal & (equal.cumsum(1) <= room))
+    return torch.where(stays, weights, 0.0)
 
 
 def last_states(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

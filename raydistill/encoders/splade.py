@@ -27,7 +27,7 @@ from raydistill.encoders.calibration import Calibration, calibration_from_maxima
 from raydistill.encoders.encoding import encode_windows, sparse_rows, tokenised_window, windows_of
 from raydistill.encoders.head import max_pool_logits
 from raydistill.encoders.head_sum import head_for
-from raydistill.encoders.heads import TermTable, VocabularyHead, last_states
+from raydistill.encoders.heads import TermTable, VocabularyHead, heaviest_terms, last_states
 from raydistill.encoders.interface import EncodingTally
 from raydistill.encoders.lexical import terms_by_id
 from raydistill.encoders.tokens import length_batches, pad_id, padded, tokenize
@@ -50,6 +50,7 @@ class SpladeModel(nn.Module):
         attention: of a decoder; None elsewhere.
         pooling: over tokens; "last" for decoders only; says nothing of a table.
         table: the table head's parameters.
+        top_terms: heaviest terms of a text that are kept, in training as in encoding; None keeps all.
         log_twice: of an mlm head: log(1 + log(1 + ReLU(logit))) at each token, as some checkpoints want.
 
     Attributes:
@@ -70,12 +71,14 @@ class SpladeModel(nn.Module):
         pooling: Pooling = "max",
         table: TermTable | None = None,
         log_twice: bool = False,
+        top_terms: int | None = None,
     ) -> None:
         super().__init__()
         self.head: HeadKind = head
         self.attention = attention
         self.pooling = pooling
         self.log_twice = log_twice
+        self.top_terms = top_terms
         self.table = table
         self._pool = head_for(pooling, log_twice)
         self.backbone = None if head == "table" else backbone
@@ -129,7 +132,7 @@ class SpladeModel(nn.Module):
                 text and on the right of others. A row of zeros gives the zero vector.
 
         Returns:
-            float32 [B, V], >= 0.
+            float32 [B, V], >= 0; at most `top_terms` of a row above 0.
         """
         pooled: Tensor
         if self.table is not None:
@@ -141,7 +144,8 @@ class SpladeModel(nn.Module):
         else:
             pooled = backbones.pooled_from_logits(self.backbone, input_ids, attention_mask, self.pooling, self.log_twice)
         # The logarithm rises, so it may come after a maximum.
-        return torch.log1p(pooled) if self.log_twice and self.pooling != "sum" else pooled
+        pooled = torch.log1p(pooled) if self.log_twice and self.pooling != "sum" else pooled
+        return pooled if self.top_terms is None else heaviest_terms(pooled, self.top_terms)
 
     def start_head(
         self,
@@ -216,7 +220,7 @@ class SpladeModel(nn.Module):
         if self.backbone is None or not is_adapted(self.backbone):
             return self
         backbone = merged_backbone(self.backbone)
-        model = SpladeModel(backbone, self.head, self.attention, self.pooling, log_twice=self.log_twice)
+        model = SpladeModel(backbone, self.head, self.attention, self.pooling, None, self.log_twice, self.top_terms)
         if self.vocabulary_head is not None and model.vocabulary_head is not None:
             with torch.no_grad():
                 model.vocabulary_head.scale.copy_(self.vocabulary_head.scale)
@@ -328,10 +332,9 @@ class SpladeEncoder:
         return self._encoded(windows, partial(sparse_rows, max_terms=self.max_terms, min_weight=self.min_weight), tally)
 
     def encode_queries(self, texts: Sequence[str]) -> SparseBatch:
-        """Return one vector a query, all terms."""
+        """Return one vector a query, all terms that the model gives."""
         if self.model.table is not None:
-            table, windows = self.model.table, windows_of(texts)
-            return self._stacked(table.rows(tokenize(self.tokenizer, window, self.max_tokens)) for window in windows)
+            return self._stacked(self._table_rows(self.model.table, window) for window in windows_of(texts))
         return self._stacked(self._encoded(windows_of(texts), sparse_rows, EncodingTally()))
 
     def _encoded(
@@ -345,6 +348,10 @@ class SpladeEncoder:
             pinned=self.device.type == "cuda",
         )
         return encode_windows(self.model, windows, tokenise, sparsify, self.device, self.dtype, tally)
+
+    def _table_rows(self, table: TermTable, texts: list[str]) -> SparseBatch:
+        rows = table.rows(tokenize(self.tokenizer, texts, self.max_tokens))
+        return rows if self.model.top_terms is None else rows.heaviest(self.model.top_terms)
 
     def _stacked(self, batches: Iterable[SparseBatch]) -> SparseBatch:
         return SparseBatch.concatenate([SparseBatch.from_rows([], self.vocabulary_size), *batches])

@@ -50,6 +50,7 @@ def test_a_section_survives_json(head: str) -> None:
         ({"lora": {"dropout": 1.0}}, "less than 1"),
         ({"lora": {"targets": []}}, "must be a list of names"),
         ({"head": "identity", "active_share": 0.0}, "greater than 0"),
+        ({"top_terms": 0}, "greater than 0"),
     ],
 )
 def test_what_would_change_nothing_or_make_no_sense_is_refused(fields: dict[str, Any], message: str) -> None:
@@ -63,6 +64,13 @@ def test_gradient_checkpointing_is_no_part_of_the_fingerprint_and_the_rest_is() 
         return result_fields(StudentConfig.model_validate({"model": "org/model", **fields}))
 
     assert counted(gradient_checkpointing=True) == counted()
-    for fields in ({"head": "identity"}, {"pooling": "sum"}, {"lora": {}}, {"lora": {"rank": 4}}, {"freeze": {"layers": 1}}):
+    for fields in (
+        {"head": "identity"},
+        {"pooling": "sum"},
+        {"top_terms": 9},
+        {"lora": {}},
+        {"lora": {"rank": 4}},
+        {"freeze": {"layers": 1}},
+    ):
         assert counted(**fields) != counted()
     assert counted(lora={}) != counted(lora={"targets": ["q_proj"]})

@@ -56,6 +56,27 @@ def test_what_cannot_work_is_refused(fields: dict[str, Any], message: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"top_terms": 600}, "top_terms is 600, but the index keeps max_terms 512"),
+        (
+            {"top_terms": 100, "training": {"passage_regularisation": {"target": "l0<=120"}}},
+            r"training\.passage_regularisation holds the target l0<=120, and no vector has more than 100 terms",
+        ),
+        (
+            {"top_terms": 20, "training": {"query_regularisation": {"terms": "0.1*l0flops(terms=20)"}}},
+            r"training\.query_regularisation holds l0flops\(terms=20\), which penalises vectors of more than 20 terms",
+        ),
+    ],
+)
+def test_what_could_never_act_beside_top_terms_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        LearnedDocumentsConfig.model_validate({"model": "m", **fields})
+    documents = LearnedDocumentsConfig.model_validate({"model": "m", **fields, "top_terms": 130, "max_terms": 130})
+    assert documents.starting_model().top_terms == 130
+
+
+@pytest.mark.parametrize(
     ("pooling", "student", "refused"),
     [("sum", None, False), ("sum", "sum", False), (None, "sum", True), ("sum", "max", True)],
 )

@@ -28,6 +28,7 @@ KINDS: dict[str, tuple[int, dict[str, Any], float]] = {
     "identity": (1, {"head": "identity", "active_share": 0.3}, 0.05),
     "mlm, sum": (0, {"head": "mlm", "pooling": "sum"}, 0.002),
     "identity, sum": (1, {"head": "identity", "active_share": 0.3, "pooling": "sum"}, 0.01),
+    "identity, top": (1, {"head": "identity", "active_share": 0.5, "top_terms": 8}, 0.1),
     "decoder": (2, {"head": "decoder", "active_share": 0.3}, 0.05),
     "decoder, tied, last token": (
         3,
