@@ -48,11 +48,11 @@ class SpladeDocumentsConfig(Section):
     max_terms: PositiveInt = 512
     """Heaviest terms kept of a passage."""
     pooling: Added[Literal["max", "sum"] | None] = None
-    """As for the student. None: what the checkpoint says of itself, or else max; SPLADE v1 as naver published it says
-    nothing and wants sum."""
-    min_weight: Added[NonNegativeFloat] = 0.0
+    """As for the student. None: what the checkpoint says of itself, or else max; one of SPLADE v1 that says nothing, as
+    naver's folders do, wants sum."""
+    min_weight: NonNegativeFloat = 0.0
     """Terms of a passage that are not heavier are dropped."""
-    precision: Added[Literal["fp32", "bf16"]] = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     """What encoding computes in. bf16 is meant for GPUs, where nobody has measured it yet; on a CPU measure first
     (benchmarks/encoder.py)."""
     batch_tokens: Operational[PositiveInt] = 8192
@@ -234,9 +234,9 @@ class LearnedDocumentsConfig(Section):
     """Tokens kept of a passage when the index is built."""
     max_terms: PositiveInt = 512
     """Heaviest terms kept of a passage."""
-    min_weight: Added[NonNegativeFloat] = 0.0
+    min_weight: NonNegativeFloat = 0.0
     """Terms of a passage that are not heavier are dropped when the index is built."""
-    precision: Added[Literal["fp32", "bf16"]] = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     """What encoding computes in, as for splade; `training.precision` is that of its training."""
     batch_tokens: Operational[PositiveInt] = 8192
     top_terms: Added[PositiveInt | None] = None

@@ -27,8 +27,7 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.folders import fetch_folder
 
 TOKENIZER_FILES = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
-_READING = ("kind", "max_tokens", "max_terms", "min_weight", "precision")
-"""What of a learned encoder's section acts after its training."""
+_ADDED = ("min_weight", "precision")
 MODEL_FILES = (
     *TOKENIZER_FILES,
     "*.safetensors",
@@ -151,15 +150,22 @@ def document_encoder_settings(documents: DocumentsConfig, student: StudentConfig
     """
     if isinstance(documents, LearnedDocumentsConfig):
         # How it was trained is in the encoder's own fingerprint.
-        kept = {name: value for name, value in result_fields(documents).items() if name in _READING}
-        return {**kept, "encoder": trained_encoder(documents).fingerprint}
+        kept = {"kind": documents.kind, "max_tokens": documents.max_tokens, "max_terms": documents.max_terms}
+        return {**kept, **_uncommon(documents), "encoder": trained_encoder(documents).fingerprint}
     settings: dict[str, Any] = dict(result_fields(documents))
     if isinstance(documents, LexicalDocumentsConfig):
         settings["tokenizer"] = model_identity(student.model, student.revision, TOKENIZER_FILES, "student.model")
     else:
-        del settings["revision"]
+        settings = {name: value for name, value in settings.items() if name not in ("revision", *_ADDED)}
+        settings |= _uncommon(documents)
         settings["model"] = model_identity(documents.model, documents.revision, MODEL_FILES, "index.documents.model")
     return settings
+
+
+def _uncommon(documents: SpladeDocumentsConfig | LearnedDocumentsConfig) -> dict[str, Any]:
+    """Return the later settings where they are not the default, so that indexes made before them keep their fingerprint."""
+    defaults = type(documents).model_fields
+    return {name: value for name in _ADDED if (value := getattr(documents, name)) != defaults[name].default}
 
 
 def _load_splade(documents: SpladeDocumentsConfig, student: StudentConfig, device: str | None) -> SparseEncoder:

@@ -153,7 +153,7 @@ def heaviest_terms(weights: Tensor, terms: int) -> Tensor:
     lightest = found.topk(terms, dim=1).values[:, -1:]
     heavier, equal = ~(found <= lightest), found == lightest
     room = terms - heavier.sum(1, keepdim=True)
-    stays = heavier | (equal & (equal.cumsum(1) <= room))
+    stays = heavier | (equal & (equal.cumsum(1, dtype=torch.int32) <= room))
     return torch.where(stays, weights, 0.0)
 
 

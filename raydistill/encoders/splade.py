@@ -184,7 +184,8 @@ class SpladeModel(nn.Module):
         """Set an identity or decoder head's scale and bias from a sample of texts, and return what was set.
 
         Terms are centred by their mean over the texts, the spread becomes 1, and on average `active_share` of the
-        vocabulary is active; see `calibration` for why. Deterministic.
+        vocabulary is active, which a sum of positive parts is where their maximum is; see `calibration` for why.
+        Deterministic.
 
         Args:
             texts: in the student's form, typical of its input; at most 256 of them, evenly spaced, are encoded.
