@@ -37,7 +37,7 @@ def check_inputs(config: DistillConfig, inputs: RunInputs) -> None:
     check_positions(config.student)
     documents = config.index.documents
     if isinstance(documents, LearnedDocumentsConfig):
-        _check_learned(documents, config.student.head)
+        _check_learned(documents, config.student)
     _check_starts(config.student, documents)
 
 
@@ -87,6 +87,7 @@ def _check_starts(student: StudentConfig, documents: DocumentsConfig) -> None:
         read_as = {
             "model": documents.model,
             "revision": documents.revision,
+            "pooling": documents.pooling,
             "trust_remote_code": documents.trust_remote_code,
         }
         check_start(StudentConfig(**read_as), "index.documents")
@@ -98,11 +99,18 @@ def _check_starts(student: StudentConfig, documents: DocumentsConfig) -> None:
     check_start(student)
 
 
-def _check_learned(documents: LearnedDocumentsConfig, student_head: str) -> None:
+def _check_learned(documents: LearnedDocumentsConfig, student: StudentConfig) -> None:
     for run in documents.training.runs:
         input_files([run.run, *([run.rewrites] if run.rewrites else [])])
-    if documents.starts_student and documents.head != student_head:
+    if not documents.starts_student:
+        return
+    if documents.head != student.head:
         raise ConfigError(
             f"index.documents.starts_student is true, but index.documents.head is {documents.head} and student.head is "
-            f"{student_head}; give both the same head, or set index.documents.starts_student: false"
+            f"{student.head}; give both the same head, or set index.documents.starts_student: false"
+        )
+    if student.pooling not in (None, documents.pooling):
+        raise ConfigError(
+            f"index.documents.starts_student is true, but student.pooling is {student.pooling} and index.documents.pooling "
+            f"is {documents.pooling or 'left out'}; leave student.pooling out, and the student pools as that encoder does"
         )

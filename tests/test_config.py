@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from raydistill.config import result_fields
+from raydistill.config import Section, result_fields
+from raydistill.config.fields import Added
 from raydistill.config_loading import build_config, dump_config, load_config
 from raydistill.errors import ConfigError
 
@@ -229,6 +230,34 @@ def test_fingerprints_see_what_changes_results_and_nothing_else(config_file: Pat
         "data.corpus_format=tsv",
     ):
         assert fields(decisive) != base, decisive
+
+
+@pytest.mark.parametrize(
+    ("top_terms", "regularisation", "sentence"),
+    [
+        (25, "target=l0<=25", "train.regularisation holds the target l0<=25, and no vector has more than 25 terms"),
+        (5, "target=flops<=6", "train.regularisation holds the target flops<=6, and no vector has more than 5 terms"),
+        (30, "terms=0.1*l0flops", "train.regularisation holds l0flops, which penalises vectors of more than 30 terms"),
+        (8, "terms=0.01*flops + guard(floor=8)", "which exempts vectors of 8 terms and fewer from all penalties"),
+    ],
+)
+def test_what_can_never_act_on_so_few_terms_is_refused(
+    top_terms: int, regularisation: str, sentence: str, config_file: Path
+) -> None:
+    override = f"train.regularisation.{regularisation}"
+    assert load_config(config_file, [override, f"student.top_terms={top_terms + 2}"]).student.top_terms == top_terms + 2
+    with pytest.raises(ConfigError) as caught:
+        load_config(config_file, [override, f"student.top_terms={top_terms}"])
+    assert sentence in str(caught.value)
+
+
+def test_a_later_field_counts_where_it_is_not_the_default() -> None:
+    class Grown(Section):
+        first: int = 1
+        later: Added[int | None] = None
+
+    assert result_fields(Grown()) == result_fields(Grown(later=None)) == {"first": 1}
+    assert result_fields(Grown(later=2)) == {"first": 1, "later": 2}
 
 
 @pytest.mark.parametrize("name", ["mtrag-clapnq", "mtrag-cloud", "topiocqa"])

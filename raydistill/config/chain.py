@@ -114,6 +114,15 @@ class DistillConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _top_terms_leave_something_to_penalise(self) -> DistillConfig:
+        if self.student.top_terms is not None:
+            try:
+                self.train.regularisation.check_most_terms(self.student.top_terms)
+            except ValueError as error:
+                raise ValueError(f"train.regularisation {error}") from None
+        return self
+
+    @model_validator(mode="after")
     def _head_has_what_training_sets(self) -> DistillConfig:
         if self.student.head == "mlm" and self.train.head_learning_rate is not None:
             raise ValueError(

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from raydistill.config.data import TextConfig
 from raydistill.config.fields import (
+    Added,
     Fraction,
     Location,
     ModelSource,
@@ -46,6 +47,9 @@ class SpladeDocumentsConfig(Section):
     max_tokens: PositiveInt = 256
     max_terms: PositiveInt = 512
     """Heaviest terms kept of a passage."""
+    pooling: Added[Literal["max", "sum"] | None] = None
+    """As for the student. None: what the checkpoint says of itself, or else max; one of SPLADE v1 that says nothing, as
+    naver's folders do, wants sum."""
     min_weight: NonNegativeFloat = 0.0
     """Terms of a passage that are not heavier are dropped."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -223,6 +227,8 @@ class LearnedDocumentsConfig(Section):
     """As for the student."""
     active_share: Fraction = 0.005
     """identity head only: share of the vocabulary active on average in a passage before training."""
+    pooling: Added[Literal["max", "sum"] | None] = None
+    """As for the student, which must have the same where it starts from this encoder."""
     trust_remote_code: bool = False
     max_tokens: PositiveInt = 256
     """Tokens kept of a passage when the index is built."""
@@ -233,6 +239,10 @@ class LearnedDocumentsConfig(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     """What encoding computes in, as for splade; `training.precision` is that of its training."""
     batch_tokens: Operational[PositiveInt] = 8192
+    top_terms: Added[PositiveInt | None] = None
+    """Heaviest terms of every text, query or passage, that are kept in training and ever after (VDR, arXiv 2212.07699):
+    training then knows what the index keeps, where `max_terms` prunes the passages of a finished encoder. None keeps all.
+    How many terms a student that starts from this encoder keeps is its own `top_terms`."""
     training: DocumentTrainingConfig = DocumentTrainingConfig()
     starts_student: bool = True
     """The student starts from the trained encoder, which reads queries in this space already, and not from student.model."""
@@ -246,9 +256,27 @@ class LearnedDocumentsConfig(Section):
             revision=self.revision,
             head=self.head,
             active_share=self.active_share if self.head == "identity" else None,
+            pooling=self.pooling,
+            top_terms=self.top_terms,
             text=TextConfig(max_tokens=self.max_tokens),
             trust_remote_code=self.trust_remote_code,
         )
+
+    @model_validator(mode="after")
+    def _top_terms_act(self) -> LearnedDocumentsConfig:
+        if self.top_terms is None:
+            return self
+        if self.top_terms > self.max_terms:
+            raise ValueError(
+                f"top_terms is {self.top_terms}, but the index keeps max_terms {self.max_terms} terms of a passage, so "
+                "training would count on terms that are dropped; lower top_terms or raise max_terms"
+            )
+        for field in ("query_regularisation", "passage_regularisation"):
+            try:
+                getattr(self.training, field).check_most_terms(self.top_terms)
+            except ValueError as error:
+                raise ValueError(f"training.{field} {error}") from None
+        return self
 
 
 DocumentsConfig = Annotated[

@@ -23,8 +23,11 @@ class _Mark:
 
 
 OPERATIONAL = _Mark()
+ADDED = _Mark()
 T = TypeVar("T")
 Operational = Annotated[T, OPERATIONAL]
+Added = Annotated[T, ADDED]
+"""A later field, which counts where it is not the default: results from before it was there keep their fingerprints."""
 
 
 class CommandLineValue(str):
@@ -107,16 +110,19 @@ class PoolConfig(WorkerConfig):
 
 
 def operational_fields(model: type[BaseModel]) -> frozenset[str]:
-    """Return the names of the fields that stay out of fingerprints."""
+    """Return the names of the fields that always stay out of fingerprints."""
     return frozenset(name for name, field in model.model_fields.items() if OPERATIONAL in field.metadata)
 
 
 def result_fields(section: Any) -> Any:
     """Return a plain structure of the fields that change the result, recursively; the input of fingerprints."""
     if isinstance(section, BaseModel):
-        skipped = operational_fields(type(section))
+        fields, skipped = type(section).model_fields, operational_fields(type(section))
+        counted = {name: getattr(section, name) for name in sorted(fields) if name not in skipped}
         return {
-            name: result_fields(getattr(section, name)) for name in sorted(type(section).model_fields) if name not in skipped
+            name: result_fields(value)
+            for name, value in counted.items()
+            if not (ADDED in fields[name].metadata and value == fields[name].default)
         }
     if isinstance(section, (tuple, list)):
         return [result_fields(item) for item in section]

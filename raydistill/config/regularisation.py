@@ -226,6 +226,21 @@ class RegularisationConfig(Section):
         weights = [weight for weight, penalty in self.terms.terms if penalty == self.controlled]
         return weights[0] if weights and weights[0] != 1.0 else None
 
+    def check_most_terms(self, most: int) -> None:
+        """Raise ValueError when a part of it could never act on vectors of at most `most` terms."""
+        inert = [f"the target {self.target}"] if self.target is not None and self.target.bound >= most else []
+        for _, penalty in self.terms.terms:
+            if isinstance(penalty, L0FlopsPenalty) and penalty.terms >= most:
+                inert.append(f"{penalty}, which penalises vectors of more than {penalty.terms} terms")
+            if isinstance(penalty, GuardPenalty) and penalty.floor >= most:
+                inert.append(f"{penalty}, which exempts vectors of {penalty.floor} terms and fewer from all penalties")
+        if inert:
+            # Neither L0 nor FLOPS, the expected number of shared terms, exceeds the number of terms.
+            raise ValueError(
+                f"holds {inert[0]}, and no vector has more than {most} terms (top_terms), so it would have no effect; set "
+                "its number below top_terms, or leave one of the two out"
+            )
+
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> RegularisationConfig:
         fields = type(self).model_fields

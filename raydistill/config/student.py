@@ -7,17 +7,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from raydistill.config.data import TextConfig
-from raydistill.config.fields import ModelSource, NonNegativeInt, Operational, Section
+from raydistill.config.fields import Added, ModelSource, NonNegativeInt, Operational, Section
 
 HeadKind = Literal["mlm", "identity", "decoder", "table"]
 Attention = Literal["causal", "bidirectional"]
-Pooling = Literal["max", "last"]
+Pooling = Literal["max", "sum", "last"]
 
 # The fields that belong to some heads only, with the values they have there when nothing is said. Elsewhere they are None,
 # and naming them is refused: a field that changes nothing would mislead.
 _HEAD_DEFAULTS: dict[str, dict[str, Any]] = {
-    "mlm": {},
-    "identity": {"active_share": 0.003},
+    "mlm": {"pooling": None},
+    "identity": {"active_share": 0.003, "pooling": None},
     "decoder": {"active_share": 0.003, "attention": "bidirectional", "pooling": "max"},
     "table": {"table_start": "idf", "recency_parts": 12},
 }
@@ -74,13 +74,18 @@ class StudentConfig(Section):
     attention: Attention | None = None
     """decoder: whether a token sees the tokens after it (bidirectional, the default) or not (causal)."""
     pooling: Pooling | None = None
-    """decoder: a term's weight is its maximum over all tokens (max, the default) or its value at the last token (last)."""
+    """How a term's values at the tokens become its weight: their maximum (max, SPLADE v2; the default), their sum (sum,
+    SPLADE v1, arXiv 2107.05720), or of a decoder the last token's (last). mlm: left out, what the checkpoint says of itself
+    holds. A sum costs more to train: its backward multiplies with the vocabulary, where a maximum's follows active terms."""
     table_start: Literal["idf", "ones"] | None = None
     """table: where the weights start: log(1 + 1 / share of passages with the term) (idf, the default), or ones, which over
     lexical passages is BM25 (their vectors hold the idf already)."""
     recency_parts: PositiveInt | None = None
     """table: utterances and answers, newest first, that have a learned factor of their own (12); older ones share the last.
     1: a term counts the same wherever it occurs."""
+    top_terms: Added[PositiveInt | None] = None
+    """Heaviest terms of a query that are kept, of equal ones those with lower ids; the rest are 0, in training and in
+    encoding alike, and no gradient reaches them (top-k activation, VDR, arXiv 2212.07699). None keeps all."""
     lora: LoraConfig | None = None
     freeze: FreezeConfig | None = None
     gradient_checkpointing: Operational[bool] = False
@@ -105,6 +110,11 @@ class StudentConfig(Section):
                 raise ValueError(
                     f"{name} is {value!r}, but only head {heads} uses it and head is {self.head}; remove {name}"
                 )
+        if self.pooling == "last" and self.head != "decoder":
+            raise ValueError(
+                "pooling is 'last', but only head decoder has a last token that has seen all others, and head is "
+                f"{self.head}; take max or sum"
+            )
         if self.head == "table" and (self.lora or self.freeze or self.gradient_checkpointing):
             raise ValueError(
                 "a table has no transformer: remove lora, freeze and gradient_checkpointing, or choose another head"

@@ -59,12 +59,14 @@ def document_encoder_artifact(
     """
     documents = _documents(config)
     training = documents.training
-    settings = {
+    settings: dict[str, Any] = {
         "head": documents.head,
         "active_share": documents.active_share if documents.head == "identity" else None,
         "max_tokens": documents.max_tokens,
         "training": training,
     }
+    later = {"pooling": documents.pooling, "top_terms": documents.top_terms}
+    settings |= {name: value for name, value in later.items() if value is not None}
     inputs = {
         "examples": examples_artifact(config, turns, qrels, corpus).fingerprint,
         "model": model_identity(documents.model, documents.revision, MODEL_FILES, "index.documents.model"),

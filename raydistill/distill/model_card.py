@@ -7,7 +7,14 @@ from pathlib import PurePosixPath
 
 import yaml
 
-from raydistill.config import ConversationSource, DistillConfig, TeacherConfig, TrainConfig, TransformersTeacherConfig
+from raydistill.config import (
+    ConversationSource,
+    DistillConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainConfig,
+    TransformersTeacherConfig,
+)
 from raydistill.config.data import PassageSource
 from raydistill.config.documents import DocumentsConfig, LexicalDocumentsConfig
 
@@ -51,7 +58,7 @@ def _facts(config: DistillConfig) -> dict[str, str]:
     train, text = config.train, config.student.text
     sampling = train.sampling
     return {
-        "starting point": f"`{_short(config.student.model)}`, {config.student.head} head",
+        "starting point": f"`{_short(config.student.model)}`, {config.student.head} head" + _kept(config.student),
         "training conversations": "; ".join(map(_source, config.data.train)),
         "passages": f"{', '.join(map(_short, config.data.corpus))}; vectors: {_documents(config.index.documents)}",
         "teachers (rewrites)": f"{'; '.join(map(_teacher, config.teachers))}; scores combined by {train.combine}",
@@ -63,6 +70,10 @@ def _facts(config: DistillConfig) -> dict[str, str]:
         "text": f"newest first, {text.max_tokens} tokens; of the history, {text.utterance_words} words of each question and "
         f"{text.answer_words} of each answer",
     }
+
+
+def _kept(student: StudentConfig) -> str:
+    return "" if student.top_terms is None else f"; the {student.top_terms} heaviest terms of a query are kept"
 
 
 def _regularisation(train: TrainConfig) -> str:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.utils.hub import cached_file
 
-from raydistill.config import Attention, HeadKind
+from raydistill.config import Attention, HeadKind, Pooling
 from raydistill.encoders.head import splade_head
+from raydistill.encoders.head_sum import Head
 from raydistill.errors import ConfigError
 from raydistill.model_source import resolve_model
 
@@ -67,19 +68,32 @@ def load_backbone(
     return backbone.eval()
 
 
-def logs_twice(model: str, revision: str | None, field: str) -> bool:
-    """Whether a checkpoint's weights are log(1 + log(1 + ReLU(logit))) (arXiv 2504.14839), not log(1 + ReLU(logit)).
+def pooling_of_checkpoint(
+    model: str, revision: str | None, field: str, asked: Pooling | None = None
+) -> tuple[Pooling, bool]:
+    """Return how a masked LM pools over tokens, and whether it pools log(1 + log(1 + ReLU(logit))) (arXiv 2504.14839).
 
-    sentence_transformers' folders say so; one that says nothing, such as naver's, has the plain form. Raises ConfigError for
-    poolings other than the maximum over tokens.
+    sentence_transformers' folders say both. One that says nothing, such as naver's, pools as it is asked to, by default by
+    the maximum, and has one logarithm.
+
+    Args:
+        asked: `pooling` of the section; None follows the checkpoint.
+
+    Raises ConfigError for poolings and activations that nobody knows, and for another pooling than the checkpoint says.
     """
     found = next(filter(None, (_pooling_config(model, revision, name, field) for name in _POOLING_FOLDERS)), {})
-    strategy, activation = found.get("pooling_strategy", "max"), found.get("activation_function", "relu")
-    if strategy != "max" or activation not in ("relu", "log1p_relu"):
+    stated, activation = found.get("pooling_strategy", "max"), found.get("activation_function", "relu")
+    if stated not in ("max", "sum") or activation not in ("relu", "log1p_relu"):
         raise ConfigError(
-            f"{field}.model: {model!r} pools by {strategy} of {activation}; only max of relu and of log1p_relu are supported"
+            f"{field}.model: {model!r} pools by {stated} of {activation}; only max and sum of relu and of log1p_relu are "
+            "supported"
         )
-    return bool(activation == "log1p_relu")
+    if found and asked is not None and asked != stated:
+        raise ConfigError(
+            f"{field}.pooling is {asked}, but {model!r} says that it pools by {stated}; set {field}.pooling to {stated}, or "
+            "leave it out"
+        )
+    return asked or stated, activation == "log1p_relu"
 
 
 def _pooling_config(model: str, revision: str | None, folder: str, field: str) -> dict[str, Any]:
@@ -148,21 +162,29 @@ def set_attention(backbone: Any, attention: Attention, field: str) -> None:
         )
 
 
-def pooled_from_logits(backbone: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return SPLADE weights float32 [B, V] of a masked LM from its logits, [B, L, V], as everybody computes them."""
+def pooled_from_logits(
+    backbone: Any, input_ids: Tensor, attention_mask: Tensor, pooling: Pooling = "max", log_twice: bool = False
+) -> Tensor:
+    """Return SPLADE weights float32 [B, V] of a masked LM from its logits, [B, L, V], as everybody computes them.
+
+    A second logarithm (`log_twice`) is taken within a sum only; after a maximum it may come last.
+    """
     logits = backbone(input_ids=input_ids, attention_mask=attention_mask).logits.float()
-    best = logits.masked_fill(~attention_mask.bool().unsqueeze(-1), -torch.inf).amax(1)
-    return torch.log1p(torch.relu(best))
+    masked = ~attention_mask.bool().unsqueeze(-1)
+    if pooling == "sum":
+        weights = torch.log1p(torch.relu(logits))
+        return (torch.log1p(weights) if log_twice else weights).masked_fill(masked, 0).sum(1)
+    return torch.log1p(torch.relu(logits.masked_fill(masked, -torch.inf).amax(1)))
 
 
-def pooled_in_decoder(backbone: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def pooled_in_decoder(backbone: Any, input_ids: Tensor, attention_mask: Tensor, head: Head = splade_head) -> Tensor:
     """Return the same without ever holding [B, L, V]: the masked LM's decoder pools in place of returning logits.
 
     The decoder's forward is exchanged for the time of the call, so that the product happens inside the module that owns the
     weight (ZeRO-3 gathers it there) and the backbone stays an ordinary model for everybody else.
     """
     decoder = backbone.get_output_embeddings()
-    with _forward_exchanged(decoder, partial(_decoder_weights, decoder, attention_mask)):
+    with _forward_exchanged(decoder, partial(_decoder_weights, decoder, attention_mask, head)):
         pooled: Tensor = backbone(input_ids=input_ids, attention_mask=attention_mask).logits
     return pooled
 
@@ -188,10 +210,10 @@ def decoder_output_is_the_logits(backbone: Any) -> bool:
     return fused.shape == expected.shape and torch.allclose(fused, expected, rtol=1e-3, atol=1e-3)
 
 
-def _decoder_weights(decoder: nn.Linear, mask: Tensor, hidden: Tensor) -> Tensor:
+def _decoder_weights(decoder: nn.Linear, mask: Tensor, head: Head, hidden: Tensor) -> Tensor:
     if hidden.shape[:2] != mask.shape:
         raise ValueError(f"the decoder received states {tuple(hidden.shape)} for a mask {tuple(mask.shape)}")
-    return splade_head(hidden, decoder.weight, decoder.bias, mask)
+    return head(hidden, decoder.weight, decoder.bias, mask)
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 Layout: the backbone and tokenizer at the top, as `from_pretrained` wants them; `raydistill.json` for what only raydistill
 needs (the head and the text form) and `head.safetensors` for parameters that a head has of its own; `modules.json` and
-one small folder a module for `sentence_transformers.SparseEncoder`. Its modules cannot express a decoder that pools the
-last token, nor a table whose weights depend on the part of the conversation: such folders have no `modules.json`, and
-`load_student(folder).encoder()` is the way to load them. Local folders only: moving them to and from a store is done
+one small folder a module for `sentence_transformers.SparseEncoder`, which knows `top_terms` as `max_active_dims` (where
+weights at the limit tie, it does not say which stay; here the lower term ids do). Its modules cannot express a decoder that
+pools the last token, nor a table whose weights depend on the part of the conversation: such folders have no `modules.json`,
+and `load_student(folder).encoder()` is the way to load them. Local folders only: moving them to and from a store is done
 elsewhere.
 """
 
@@ -25,15 +26,17 @@ from transformers.utils import logging as transformers_logging
 
 from raydistill.config import Attention, HeadKind, Pooling, StudentConfig, TextConfig
 from raydistill.encoders.adaptation import adapt
-from raydistill.encoders.backbones import load_backbone, logs_twice
+from raydistill.encoders.backbones import load_backbone, pooling_of_checkpoint
 from raydistill.encoders.calibration import silent_terms
 from raydistill.encoders.documents import load_tokenizer, model_config
 from raydistill.encoders.heads import TermTable
-from raydistill.encoders.splade import SpladeEncoder, SpladeModel
+from raydistill.encoders.splade import SpladeEncoder, SpladeModel, load_model
 from raydistill.errors import ConfigError
 from raydistill.model_source import resolve_model
 
 FORMAT_VERSION = 2
+LATER_FORMAT_VERSION = 3
+"""Of students that pool by the sum or keep their heaviest terms only: a release that reads format 2 would do neither."""
 SETTINGS_FILE = "raydistill.json"
 HEAD_FILE = "head.safetensors"
 DENSE_FOLDER = "1_Dense"
@@ -109,8 +112,9 @@ class _Settings:
     head: HeadKind
     text: TextConfig
     attention: Attention | None
-    pooling: Pooling
+    pooling: Pooling | None
     separator: int | None
+    top_terms: int | None
 
 
 def save_student(model: SpladeModel, tokenizer: Any, folder: Path | str, text: TextConfig, card: str) -> None:
@@ -129,11 +133,16 @@ def save_student(model: SpladeModel, tokenizer: Any, folder: Path | str, text: T
     model = model.merged()
     (model.config if model.backbone is None else model.backbone).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    settings: dict[str, Any] = {"format_version": FORMAT_VERSION, "head": model.head, "text": text.model_dump()}
+    version = FORMAT_VERSION if model.pooling != "sum" and model.top_terms is None else LATER_FORMAT_VERSION
+    settings: dict[str, Any] = {"format_version": version, "head": model.head, "text": text.model_dump()}
     if model.head == "decoder":
-        settings |= {"attention": model.attention, "pooling": model.pooling}
+        settings["attention"] = model.attention
+    if model.head == "decoder" or model.pooling == "sum":
+        settings["pooling"] = model.pooling
     if model.table is not None:
         settings["separator"] = model.table.separator
+    if model.top_terms is not None:
+        settings["top_terms"] = model.top_terms
     _write_json(folder / SETTINGS_FILE, settings)
     own = _head_tensors(model)
     if own:
@@ -167,19 +176,21 @@ def load_student(folder: Path | str, trust_remote_code: bool = False) -> Student
         config = model_config(str(folder), None, trust_remote_code)
         model = SpladeModel(config, "table", table=table)
     else:
-        backbone = load_backbone(str(folder), None, settings.head, trust_remote_code, field="student")
-        twice = settings.head == "mlm" and logs_twice(str(folder), None, "student")
-        model = SpladeModel(backbone, settings.head, settings.attention, settings.pooling, log_twice=twice)
+        head = (settings.attention, settings.pooling)
+        model = load_model(str(folder), None, settings.head, trust_remote_code, "student", *head)
     if model.vocabulary_head is not None:
         with torch.no_grad():
             model.vocabulary_head.bias.copy_(own["bias"])
             model.vocabulary_head.scale.copy_(own["scale"])
     model.head_has_values = True
+    model.top_terms = settings.top_terms
     return Student(model.eval(), tokenizer, settings.text)
 
 
 def starting_model(student: StudentConfig) -> SpladeModel:
     """Return the model that a student's training starts from: an exported student as it is, else a fresh head.
+
+    How many terms it keeps, which is no matter of its weights, is up to the configuration in either case.
 
     Raises ConfigError when the model cannot be loaded, or an exported student has another head than the configuration.
     """
@@ -187,11 +198,16 @@ def starting_model(student: StudentConfig) -> SpladeModel:
     if (folder / SETTINGS_FILE).is_file():
         model = load_student(folder, student.trust_remote_code).model
         _check_agreement(model, student)
-        return model
+    else:
+        model = _fresh_model(student)
+    model.top_terms = student.top_terms
+    return model
+
+
+def _fresh_model(student: StudentConfig) -> SpladeModel:
     if student.head != "table":
-        backbone = load_backbone(student.model, student.revision, student.head, student.trust_remote_code, "student")
-        twice = student.head == "mlm" and logs_twice(student.model, student.revision, "student")
-        return SpladeModel(backbone, student.head, student.attention, student.pooling or "max", log_twice=twice)
+        source = (student.model, student.revision, student.head, student.trust_remote_code)
+        return load_model(*source, "student", student.attention, student.pooling)
     assert student.recency_parts is not None
     tokenizer = load_tokenizer(student.model, student.revision, student.trust_remote_code, "student.model")
     config = model_config(student.model, student.revision, student.trust_remote_code)
@@ -215,7 +231,7 @@ def check_start(student: StudentConfig, field: str = "student") -> None:
     if student.head == "table" or not folder.is_dir() or (folder / SETTINGS_FILE).is_file():
         return
     if student.head == "mlm":
-        logs_twice(student.model, student.revision, field)
+        pooling_of_checkpoint(student.model, student.revision, field, student.pooling)
     with _quiet_loading():
         backbone = load_backbone(
             student.model, student.revision, student.head, student.trust_remote_code, field, device="meta"
@@ -252,7 +268,9 @@ def beyond_sentence_transformers(model: SpladeModel, tokenizer: Any) -> str | No
 def _check_agreement(model: SpladeModel, student: StudentConfig) -> None:
     stored: dict[str, Any] = {"head": model.head}
     if model.head == "decoder":
-        stored |= {"attention": model.attention, "pooling": model.pooling}
+        stored["attention"] = model.attention
+    if student.pooling is not None:
+        stored["pooling"] = model.pooling
     if model.table is not None:
         stored["recency_parts"] = model.table.recency_parts
     for name, value in stored.items():
@@ -266,18 +284,20 @@ def _check_agreement(model: SpladeModel, student: StudentConfig) -> None:
 def _read_settings(folder: Path) -> _Settings:
     path = folder / SETTINGS_FILE
     if not path.is_file():
-        return _Settings("mlm", TextConfig(), None, "max", None)
+        return _Settings("mlm", TextConfig(), None, None, None, None)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         version, head = found["format_version"], found["head"]
-        if version != FORMAT_VERSION:
+        if version not in (FORMAT_VERSION, LATER_FORMAT_VERSION):
             raise ConfigError(
-                f"{path} has format {version}, this release reads {FORMAT_VERSION}; export the student with it"
+                f"{path} has format {version}, this release reads {FORMAT_VERSION} and {LATER_FORMAT_VERSION}; export the "
+                "student with it"
             )
         if head not in get_args(HeadKind):
             raise ConfigError(f"{path}: head is {head!r}, it must be one of {', '.join(get_args(HeadKind))}")
         text = TextConfig(**found["text"])
-        return _Settings(head, text, found.get("attention"), found.get("pooling", "max"), found.get("separator"))
+        later = (found.get("pooling"), found.get("separator"), found.get("top_terms"))
+        return _Settings(head, text, found.get("attention"), *later)
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise ConfigError(f"{path} is not a raydistill settings file ({error}); export the student again") from error
 
@@ -304,17 +324,19 @@ def _save_sentence_transformers_files(model: SpladeModel, tokenizer: Any, folder
         if kind == "pooling":
             (folder / path).mkdir(exist_ok=True)
             activation = "log1p_relu" if model.log_twice else "relu"
-            _write_json(folder / path / "config.json", {"pooling_strategy": "max", "activation_function": activation})
+            pooling = {"pooling_strategy": model.pooling, "activation_function": activation}
+            _write_json(folder / path / "config.json", pooling)
     listed = [
         {"idx": number, "name": str(number), "path": path, "type": MODULE_TYPES[kind]}
         for number, (path, kind) in enumerate(modules.items())
     ]
     _write_json(folder / "modules.json", listed)
     _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
-    _write_json(
-        folder / "config_sentence_transformers.json",
-        {"model_type": "SparseEncoder", "prompts": {}, "default_prompt_name": None, "similarity_fn_name": "dot"},
-    )
+    described: dict[str, Any] = {"model_type": "SparseEncoder", "prompts": {}, "default_prompt_name": None}
+    described["similarity_fn_name"] = "dot"
+    if model.top_terms is not None:
+        described["max_active_dims"] = model.top_terms
+    _write_json(folder / "config_sentence_transformers.json", described)
 
 
 def _save_dense_module(model: SpladeModel, folder: Path) -> None:

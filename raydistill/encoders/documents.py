@@ -14,6 +14,7 @@ from raydistill.config import (
     DocumentsConfig,
     LearnedDocumentsConfig,
     LexicalDocumentsConfig,
+    Pooling,
     SpladeDocumentsConfig,
     StudentConfig,
     result_fields,
@@ -179,14 +180,24 @@ def _load_splade(documents: SpladeDocumentsConfig, student: StudentConfig, devic
     if (Path(folder) / SETTINGS_FILE).is_file():
         stored = load_student(folder, documents.trust_remote_code)
         model, tokenizer = stored.model, stored.tokenizer
+        _check_pooling(documents, model.pooling)
     else:
-        model = load_model(documents.model, documents.revision, "mlm", documents.trust_remote_code, field)
+        trust = documents.trust_remote_code
+        model = load_model(documents.model, documents.revision, "mlm", trust, field, pooling=documents.pooling)
         tokenizer = load_tokenizer(documents.model, documents.revision, documents.trust_remote_code, f"{field}.model")
     model.check_length(documents.max_tokens, f"{field}.max_tokens")
     _check_same_vocabulary(tokenizer, documents.model, student)
     dtype = torch.bfloat16 if documents.precision == "bf16" else None
     kept = (documents.max_tokens, documents.max_terms, documents.batch_tokens)
     return SpladeEncoder(model, tokenizer, *kept, device, dtype, documents.min_weight)
+
+
+def _check_pooling(documents: SpladeDocumentsConfig, stored: Pooling) -> None:
+    if documents.pooling is not None and documents.pooling != stored:
+        raise ConfigError(
+            f"index.documents.pooling is {documents.pooling}, but {documents.model!r} is an exported encoder that pools by "
+            f"{stored}; set index.documents.pooling to {stored}, or leave it out"
+        )
 
 
 def check_vocabulary(documents: SpladeDocumentsConfig | LearnedDocumentsConfig, student: StudentConfig) -> None:

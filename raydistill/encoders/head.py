@@ -82,8 +82,8 @@ def max_pool_logits(
     """
     batch, length, width = hidden.shape
     terms = weight.shape[0]
-    dtype = _product_dtype(hidden, weight)
-    maxima = hidden.new_full((batch, terms), -torch.inf, dtype=_result_dtype(hidden, weight))
+    dtype = product_dtype(hidden, weight)
+    maxima = hidden.new_full((batch, terms), -torch.inf, dtype=result_dtype(hidden, weight))
     positions = torch.zeros((batch, terms), dtype=torch.int32, device=hidden.device) if with_positions else None
     with torch.autocast(hidden.device.type, enabled=False):
         if hidden.device.type == "cpu" and not with_positions:
@@ -147,7 +147,7 @@ def _pooled(
     if hidden.device.type != "cpu":
         maxima, positions = max_pool_logits(hidden, weight, mask, slice_terms, with_positions)
         return _weights(maxima, bias), positions
-    dtype = _product_dtype(hidden, weight)
+    dtype = product_dtype(hidden, weight)
     with torch.autocast("cpu", enabled=False):
         texts = _Packed(hidden, mask, dtype)
         short_cut = dtype == torch.float32 and len(texts.tokens) >= SHORT_CUT_TOKENS and _multiplies_bf16()
@@ -289,14 +289,14 @@ def _weights(maxima: Tensor, bias: Tensor | None) -> Tensor:
     return torch.log1p(torch.relu(shifted))
 
 
-def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     promoted = torch.promote_types(hidden.dtype, weight.dtype)
     if promoted != torch.float64 and torch.is_autocast_enabled(hidden.device.type):
         return torch.get_autocast_dtype(hidden.device.type)
     return promoted
 
 
-def _result_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+def result_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
 
 

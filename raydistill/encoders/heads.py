@@ -1,6 +1,6 @@
-"""Heads with parameters of their own: a scaled and shifted vocabulary over token states, and a table of term weights.
-
-The pooling arithmetic lives in `head`, the values a vocabulary head starts from in `calibration`. Nothing here loads files.
+"""Heads with parameters of their own: a scaled and shifted vocabulary over token states, and a table of term weights; with
+what stands before and after them: the last state, the heaviest terms. The pooling arithmetic lives in `head` and
+`head_sum`, the values a vocabulary head starts from in `calibration`. Nothing here loads files.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from raydistill.encoders.batch import SparseBatch
 from raydistill.encoders.head import splade_head
+from raydistill.encoders.head_sum import Head
 from raydistill.errors import ConfigError
 
 
@@ -24,22 +25,27 @@ class VocabularyHead(nn.Module):
     logits of either are positive or not for nearly the whole vocabulary at once; a calibrated scale and a bias for each
     term make them sparse from the first step.
 
+    Args:
+        weight: of the backbone's embedding or `lm_head`.
+        head: how positions are pooled.
+
     Attributes:
-        weight: [V, H], the very parameter of the backbone's embedding or `lm_head`. It is registered here too because
+        weight: [V, H], the very parameter that was given. It is registered here too because
             DeepSpeed ZeRO-3 gathers a parameter for the modules that own it.
         scale: [1].
         bias: [V].
     """
 
-    def __init__(self, weight: nn.Parameter) -> None:
+    def __init__(self, weight: nn.Parameter, head: Head = splade_head) -> None:
         super().__init__()
         self.weight = weight
+        self._head = head
         self.scale = nn.Parameter(torch.ones(1))
         self.bias = nn.Parameter(torch.zeros(weight.shape[0]))
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Return term weights, float32 [B, V], of token states [B, L, H] under a mask [B, L]."""
-        return splade_head(hidden * self.scale.to(hidden.dtype), self.weight, self.bias, mask)
+        return self._head(hidden * self.scale.to(hidden.dtype), self.weight, self.bias, mask)
 
 
 class TermTable(nn.Module):
@@ -125,6 +131,30 @@ class TermTable(nn.Module):
         counts = np.bincount(row_of_entry, minlength=len(ids))
         indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return SparseBatch(indptr, term_ids.astype(np.int32), weights[kept].astype(np.float32), size)
+
+
+def heaviest_terms(weights: Tensor, terms: int) -> Tensor:
+    """Return the weights with all but the `terms` heaviest of each row set to 0; of equal weights those with lower ids stay.
+
+    The top-k activation of VDR (Zhou et al., arXiv 2212.07699) after SPLADE's log(1 + ReLU(x)): gradients reach the terms
+    that stay. VDR's own elu1p is not offered: it leaves every term above 0, so that `head` has no active terms to follow,
+    penalties none to count and `calibration` none to aim at, and sentence_transformers has no module for it.
+
+    The dense counterpart of `SparseBatch.heaviest`, with the same rows. A weight that is not a number stays, to be seen; a
+    row then may have more terms.
+
+    Args:
+        weights: [B, V], >= 0.
+        terms: at least 1.
+    """
+    if terms >= weights.shape[1]:
+        return weights
+    found = weights.detach()
+    lightest = found.topk(terms, dim=1).values[:, -1:]
+    heavier, equal = ~(found <= lightest), found == lightest
+    room = terms - heavier.sum(1, keepdim=True)
+    stays = heavier | (equal & (equal.cumsum(1, dtype=torch.int32) <= room))
+    return torch.where(stays, weights, 0.0)
 
 
 def last_states(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

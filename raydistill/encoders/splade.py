@@ -2,8 +2,9 @@
 
 Four heads. `mlm` uses the checkpoint's own masked-LM head; `identity` ties the vocabulary to the input embedding of an
 encoder that ships without one; `decoder` is a causal language model read through its `lm_head`, with attention in one or
-both directions and the maximum over all tokens (CSPLADE, arXiv 2504.10816) or the last token's logits (PromptReps, arXiv
-2404.18424); `table` has a weight a term and no transformer. The heads' own parameters live in `heads`, backbones in
+both directions (CSPLADE, arXiv 2504.10816); `table` has a weight a term and no transformer. Transformers' heads pool over
+tokens by the maximum (SPLADE v2), by the sum (SPLADE v1, see `head_sum`) or take a decoder's last token (PromptReps, arXiv
+2404.18424). The heads' own parameters live in `heads`, backbones in
 `backbones`, what is trained of them in `adaptation`, starting values in `calibration`, folders on disk in `checkpoint`.
 """
 
@@ -25,7 +26,8 @@ from raydistill.encoders.batch import SparseBatch
 from raydistill.encoders.calibration import Calibration, calibration_from_maxima, sampled_texts, silent_terms
 from raydistill.encoders.encoding import encode_windows, sparse_rows, tokenised_window, windows_of
 from raydistill.encoders.head import max_pool_logits
-from raydistill.encoders.heads import TermTable, VocabularyHead, last_states
+from raydistill.encoders.head_sum import head_for
+from raydistill.encoders.heads import TermTable, VocabularyHead, heaviest_terms, last_states
 from raydistill.encoders.interface import EncodingTally
 from raydistill.encoders.lexical import terms_by_id
 from raydistill.encoders.tokens import length_batches, pad_id, padded, tokenize
@@ -33,7 +35,7 @@ from raydistill.errors import ConfigError
 
 
 class SpladeModel(nn.Module):
-    """Token ids to term weights; with a transformer, w_v = max_l log(1 + ReLU(logit_lv)), for a table see `TermTable`.
+    """Token ids to term weights; with a transformer, w_v = max_l log(1 + ReLU(logit_lv)), or the sum; a table: `TermTable`.
 
     With the mlm head the matrix product with the vocabulary is fused with the pooling wherever the backbone returns its
     decoder's output unchanged (BERT, DistilBERT, RoBERTa, XLM-R, ModernBERT, ELECTRA, MPNet do; it is verified by
@@ -46,9 +48,10 @@ class SpladeModel(nn.Module):
             evaluation mode.
         head: which of the four.
         attention: of a decoder; None elsewhere.
-        pooling: over tokens; "last" for decoders only.
+        pooling: over tokens; "last" for decoders only; says nothing of a table.
         table: the table head's parameters.
-        log_twice: of an mlm head: its weights go through log(1 + w) once more, as some checkpoints want.
+        top_terms: heaviest terms of a text that are kept, in training as in encoding; None keeps all.
+        log_twice: of an mlm head: log(1 + log(1 + ReLU(logit))) at each token, as some checkpoints want.
 
     Attributes:
         backbone: the Hugging Face model; None for a table.
@@ -68,18 +71,21 @@ class SpladeModel(nn.Module):
         pooling: Pooling = "max",
         table: TermTable | None = None,
         log_twice: bool = False,
+        top_terms: int | None = None,
     ) -> None:
         super().__init__()
         self.head: HeadKind = head
         self.attention = attention
         self.pooling = pooling
         self.log_twice = log_twice
+        self.top_terms = top_terms
         self.table = table
+        self._pool = head_for(pooling, log_twice)
         self.backbone = None if head == "table" else backbone
         self.config = backbone if head == "table" else backbone.config
         self.vocabulary_head: VocabularyHead | None = None
         if head in ("identity", "decoder"):
-            self.vocabulary_head = VocabularyHead(_vocabulary_weight(backbone, head))
+            self.vocabulary_head = VocabularyHead(_vocabulary_weight(backbone, head), self._pool)
             _leave_out_unused(backbone)
         if attention is not None:
             backbones.set_attention(backbone, attention, "student")
@@ -126,7 +132,7 @@ class SpladeModel(nn.Module):
                 text and on the right of others. A row of zeros gives the zero vector.
 
         Returns:
-            float32 [B, V], >= 0.
+            float32 [B, V], >= 0; at most `top_terms` of a row above 0.
         """
         pooled: Tensor
         if self.table is not None:
@@ -134,11 +140,12 @@ class SpladeModel(nn.Module):
         elif self.vocabulary_head is not None:
             pooled = self.vocabulary_head(*self._states(input_ids, attention_mask))
         elif self.fused:
-            pooled = backbones.pooled_in_decoder(self.backbone, input_ids, attention_mask)
+            pooled = backbones.pooled_in_decoder(self.backbone, input_ids, attention_mask, self._pool)
         else:
-            pooled = backbones.pooled_from_logits(self.backbone, input_ids, attention_mask)
-        # The logarithm rises, so it may come after the maximum.
-        return torch.log1p(pooled) if self.log_twice else pooled
+            pooled = backbones.pooled_from_logits(self.backbone, input_ids, attention_mask, self.pooling, self.log_twice)
+        # The logarithm rises, so it may come after a maximum.
+        pooled = torch.log1p(pooled) if self.log_twice and self.pooling != "sum" else pooled
+        return pooled if self.top_terms is None else heaviest_terms(pooled, self.top_terms)
 
     def start_head(
         self,
@@ -177,7 +184,8 @@ class SpladeModel(nn.Module):
         """Set an identity or decoder head's scale and bias from a sample of texts, and return what was set.
 
         Terms are centred by their mean over the texts, the spread becomes 1, and on average `active_share` of the
-        vocabulary is active; see `calibration` for why. Deterministic.
+        vocabulary is active, which a sum of positive parts is where their maximum is; see `calibration` for why.
+        Deterministic.
 
         Args:
             texts: in the student's form, typical of its input; at most 256 of them, evenly spaced, are encoded.
@@ -213,7 +221,7 @@ class SpladeModel(nn.Module):
         if self.backbone is None or not is_adapted(self.backbone):
             return self
         backbone = merged_backbone(self.backbone)
-        model = SpladeModel(backbone, self.head, self.attention, self.pooling, log_twice=self.log_twice)
+        model = SpladeModel(backbone, self.head, self.attention, self.pooling, None, self.log_twice, self.top_terms)
         if self.vocabulary_head is not None and model.vocabulary_head is not None:
             with torch.no_grad():
                 model.vocabulary_head.scale.copy_(self.vocabulary_head.scale)
@@ -251,10 +259,22 @@ class SpladeModel(nn.Module):
         return last_states(states, attention_mask) if self.pooling == "last" else (states, attention_mask)
 
 
-def load_model(model: str, revision: str | None, head: HeadKind, trust_remote_code: bool, field: str) -> SpladeModel:
-    """Load an encoder with an mlm or identity head; `load_backbone` and `logs_twice` of `backbones` raise ConfigError."""
+def load_model(
+    model: str,
+    revision: str | None,
+    head: HeadKind,
+    trust_remote_code: bool,
+    field: str,
+    attention: Attention | None = None,
+    pooling: Pooling | None = None,
+) -> SpladeModel:
+    """Load a transformer with its head; a pooling of None is the checkpoint's own, where an mlm one has it, or else max.
+
+    Raises ConfigError as `load_backbone` and `pooling_of_checkpoint` of `backbones` do.
+    """
     backbone = backbones.load_backbone(model, revision, head, trust_remote_code, field)
-    return SpladeModel(backbone, head, log_twice=head == "mlm" and backbones.logs_twice(model, revision, field))
+    own = backbones.pooling_of_checkpoint(model, revision, field, pooling) if head == "mlm" else (pooling or "max", False)
+    return SpladeModel(backbone, head, attention, own[0], log_twice=own[1])
 
 
 class SpladeEncoder:
@@ -313,10 +333,9 @@ class SpladeEncoder:
         return self._encoded(windows, partial(sparse_rows, max_terms=self.max_terms, min_weight=self.min_weight), tally)
 
     def encode_queries(self, texts: Sequence[str]) -> SparseBatch:
-        """Return one vector a query, all terms."""
+        """Return one vector a query, all terms that the model gives."""
         if self.model.table is not None:
-            table, windows = self.model.table, windows_of(texts)
-            return self._stacked(table.rows(tokenize(self.tokenizer, window, self.max_tokens)) for window in windows)
+            return self._stacked(self._table_rows(self.model.table, window) for window in windows_of(texts))
         return self._stacked(self._encoded(windows_of(texts), sparse_rows, EncodingTally()))
 
     def _encoded(
@@ -330,6 +349,10 @@ class SpladeEncoder:
             pinned=self.device.type == "cuda",
         )
         return encode_windows(self.model, windows, tokenise, sparsify, self.device, self.dtype, tally)
+
+    def _table_rows(self, table: TermTable, texts: list[str]) -> SparseBatch:
+        rows = table.rows(tokenize(self.tokenizer, texts, self.max_tokens))
+        return rows if self.model.top_terms is None else rows.heaviest(self.model.top_terms)
 
     def _stacked(self, batches: Iterable[SparseBatch]) -> SparseBatch:
         return SparseBatch.concatenate([SparseBatch.from_rows([], self.vocabulary_size), *batches])

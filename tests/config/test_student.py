@@ -36,6 +36,9 @@ def test_a_section_survives_json(head: str) -> None:
         ({"head": "table", "active_share": 0.1}, "head is table; remove active_share"),
         ({"head": "identity", "attention": "causal"}, "attention is 'causal', but only head decoder uses it"),
         ({"head": "identity", "pooling": "last"}, "only head decoder"),
+        ({"pooling": "last"}, "head is mlm; take max or sum"),
+        ({"head": "table", "pooling": "sum"}, "only head mlm or identity or decoder uses it and head is table"),
+        ({"pooling": "mean"}, "Input should be 'max', 'sum' or 'last'"),
         ({"head": "decoder", "recency_parts": 3}, "only head table"),
         ({"table_start": "ones"}, "only head table"),
         ({"head": "table", "lora": {}}, "a table has no transformer"),
@@ -47,6 +50,7 @@ def test_a_section_survives_json(head: str) -> None:
         ({"lora": {"dropout": 1.0}}, "less than 1"),
         ({"lora": {"targets": []}}, "must be a list of names"),
         ({"head": "identity", "active_share": 0.0}, "greater than 0"),
+        ({"top_terms": 0}, "greater than 0"),
     ],
 )
 def test_what_would_change_nothing_or_make_no_sense_is_refused(fields: dict[str, Any], message: str) -> None:
@@ -60,6 +64,13 @@ def test_gradient_checkpointing_is_no_part_of_the_fingerprint_and_the_rest_is() 
         return result_fields(StudentConfig.model_validate({"model": "org/model", **fields}))
 
     assert counted(gradient_checkpointing=True) == counted()
-    for fields in ({"head": "identity"}, {"lora": {}}, {"lora": {"rank": 4}}, {"freeze": {"layers": 1}}):
+    for fields in (
+        {"head": "identity"},
+        {"pooling": "sum"},
+        {"top_terms": 9},
+        {"lora": {}},
+        {"lora": {"rank": 4}},
+        {"freeze": {"layers": 1}},
+    ):
         assert counted(**fields) != counted()
     assert counted(lora={}) != counted(lora={"targets": ["q_proj"]})

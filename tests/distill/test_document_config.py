@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from raydistill.config import DocumentTrainingConfig, LearnedDocumentsConfig, RecordedRunConfig, result_fields
+from raydistill.config import (
+    DocumentTrainingConfig,
+    LearnedDocumentsConfig,
+    RecordedRunConfig,
+    StudentConfig,
+    result_fields,
+)
+from raydistill.errors import ConfigError
+from raydistill.preflight import _check_learned
 
 RUN = {"name": "splade", "run": "/run.trec"}
 
@@ -44,6 +53,40 @@ def test_a_configuration_survives_its_own_text_form() -> None:
 def test_what_cannot_work_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         DocumentTrainingConfig.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"top_terms": 600}, "top_terms is 600, but the index keeps max_terms 512"),
+        (
+            {"top_terms": 100, "training": {"passage_regularisation": {"target": "l0<=120"}}},
+            r"training\.passage_regularisation holds the target l0<=120, and no vector has more than 100 terms",
+        ),
+        (
+            {"top_terms": 20, "training": {"query_regularisation": {"terms": "0.1*l0flops(terms=20)"}}},
+            r"training\.query_regularisation holds l0flops\(terms=20\), which penalises vectors of more than 20 terms",
+        ),
+    ],
+)
+def test_what_could_never_act_beside_top_terms_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        LearnedDocumentsConfig.model_validate({"model": "m", **fields})
+    documents = LearnedDocumentsConfig.model_validate({"model": "m", **fields, "top_terms": 130, "max_terms": 130})
+    assert documents.starting_model().top_terms == 130
+
+
+@pytest.mark.parametrize(
+    ("pooling", "student", "refused"),
+    [("sum", None, False), ("sum", "sum", False), (None, "sum", True), ("sum", "max", True)],
+)
+def test_a_student_that_starts_from_the_encoder_pools_as_it_does(pooling: Any, student: Any, refused: bool) -> None:
+    documents = LearnedDocumentsConfig(model="m", head="identity", pooling=pooling)
+    assert documents.starting_model().pooling == pooling
+    with pytest.raises(ConfigError, match=r"leave student\.pooling out") if refused else nullcontext():
+        _check_learned(documents, StudentConfig(model="m", head="identity", pooling=student))
+    apart = documents.model_copy(update={"starts_student": False})
+    _check_learned(apart, StudentConfig(model="m", head="identity", pooling=student))
 
 
 @pytest.mark.parametrize(("queries", "rewrites"), [("rewrites", None), ("last_turn", "/r.jsonl")])

@@ -36,10 +36,13 @@ def world(tmp_path: Path) -> dict[str, Any]:
     return {"corpus": put_corpus(root, tmp_path).to_json(), "examples": put_examples(root).to_json()}
 
 
-def run(folder: Path, spec: dict[str, Any], encoder: str, workers: int = 1, **training: Any) -> list[dict[str, float]]:
+def run(
+    folder: Path, spec: dict[str, Any], encoder: str, workers: int = 1, top_terms: int | None = None, **training: Any
+) -> list[dict[str, float]]:
     """Train in `workers` processes and return the records of rank 0; checkpoints lie in `folder`."""
     folder.mkdir()
-    documents = learned(encoder, steps=STEPS, workers={"actors": workers}, **training).model_dump(mode="json")
+    settings = learned(encoder, steps=STEPS, workers={"actors": workers}, **training)
+    documents = settings.model_copy(update={"top_terms": top_terms}).model_dump(mode="json")
     work = json.dumps({**spec, "documents": documents, "encoder": encoder, "folder": str(folder)})
     port = str(free_port())
     processes = []
@@ -85,6 +88,16 @@ def test_cached_gradients_are_those_of_the_whole_batch(tmp_path: Path, world: di
     np.testing.assert_allclose(losses(held), losses(whole), rtol=1e-5)
     np.testing.assert_allclose(losses(together), losses(whole), rtol=1e-5)
     assert losses(whole)[-1] < losses(whole)[0]
+
+
+def test_training_knows_how_many_terms_the_encoder_keeps(tmp_path: Path, world: dict[str, Any], tiny_encoder: str) -> None:
+    whole = run(tmp_path / "whole", world, tiny_encoder, top_terms=9)
+    chunked = run(tmp_path / "chunked", world, tiny_encoder, top_terms=9, chunk=3)
+    free = run(tmp_path / "free", world, tiny_encoder)
+    assert all(record["passage_l0"] > 9 and record["query_l0"] > 9 for record in free), "else nothing is tested"
+    assert all(record["passage_l0"] <= 9 and record["query_l0"] <= 9 for record in whole)
+    assert losses(chunked) == pytest.approx(losses(whole), rel=1e-4)
+    assert abs(losses(whole)[0] - losses(free)[0]) > 1e-3
 
 
 def test_a_resumed_run_repeats_an_unbroken_one_to_the_bit_and_at_another_world_size_nearly(

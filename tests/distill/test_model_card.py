@@ -46,6 +46,11 @@ def test_a_card_states_data_teachers_objective_regularisation_and_text_form() ->
     assert "None were taken" in card
 
 
+def test_a_card_says_how_many_terms_are_kept() -> None:
+    student = {**TREE["student"], "top_terms": 40}
+    assert "mlm head; the 40 heaviest terms of a query are kept |" in model_card(build_config({**TREE, "student": student}))
+
+
 def test_a_card_shows_measures_where_there_are_some() -> None:
     card = model_card(build_config(TREE), {"nDCG@10": 0.32149, "FLOPS": 1.84})
     assert "On the test conversations (test.jsonl, split dev)" in card

@@ -31,10 +31,18 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "decoder, positions": ("GPT2", {}),
     "decoder, causal": ("Llama", {"attention": "causal"}),
     "decoder, last": ("Llama", {"attention": "causal", "pooling": "last"}),
+    "mlm, sum": ("Bert", {"pooling": "sum"}),
+    "identity, sum": ("Bert", {"pooling": "sum"}),
+    "decoder, sum": ("Llama", {"pooling": "sum"}),
+    "mlm, top": ("Bert", {"top_terms": 3}),
+    "identity, sum, top": ("Bert", {"pooling": "sum", "top_terms": 3}),
+    "decoder, top": ("Llama", {"top_terms": 3}),
+    "table, top": ("Bert", {"recency_parts": 1, "table_start": "ones", "top_terms": 3}),
+    "table, parts, top": ("Bert", {"recency_parts": 3, "table_start": "ones", "top_terms": 3}),
     "table": ("Bert", {"recency_parts": 1, "table_start": "ones"}),
     "table, parts": ("Bert", {"recency_parts": 3, "table_start": "ones"}),
 }
-BEYOND = ["decoder, last", "table, parts"]
+BEYOND = ["decoder, last", "table, parts", "table, parts, top"]
 
 
 def tiny_student(
@@ -63,13 +71,15 @@ def test_round_trip_is_equal_to_the_bit(
     stored = tiny_student(kind, tiny_folder, tiny_tokenizer, texts)
     save_student(stored.model, stored.tokenizer, tmp_path / "a", stored.text, "# A student\n")
     loaded = load_student(tmp_path / "a")
-    for name in ("head", "attention", "pooling", "head_has_values", "vocabulary_size"):
+    for name in ("head", "attention", "pooling", "top_terms", "head_has_values", "vocabulary_size"):
         assert getattr(loaded.model, name) == getattr(stored.model, name), name
     assert loaded.text == TEXT
     for (name, before), after in zip(stored.model.state_dict().items(), loaded.model.state_dict().values(), strict=True):
         assert torch.equal(before, after), name
     ours, theirs = (s.encoder(device="cpu").encode_queries(texts) for s in (stored, loaded))
     assert ours.nnz > 0
+    if "top" in kind:
+        assert ours.lengths().max() == 3
     np.testing.assert_array_equal(ours.to_dense(), theirs.to_dense())
     assert "# A student" in (tmp_path / "a" / "README.md").read_text()
 
@@ -148,6 +158,36 @@ def test_another_head_than_the_exported_one_is_refused(
         SpladeModel.from_config(StudentConfig(model=str(tmp_path), text=TEXT))
     with pytest.raises(ConfigError, match=r"student\.pooling is last.*set student\.pooling to max"):
         SpladeModel.from_config(StudentConfig(model=str(tmp_path), head="decoder", pooling="last", text=TEXT))
+
+
+@pytest.mark.parametrize("head", ["mlm", "identity"])
+def test_a_student_of_sums_starts_where_nothing_is_said_and_is_refused_where_another_pooling_is(
+    head: str, tiny_folder: Folder, tiny_tokenizer: Any, texts: list[str], tmp_path: Path
+) -> None:
+    stored = tiny_student(f"{head}, sum", tiny_folder, tiny_tokenizer, texts)
+    save_student(stored.model, stored.tokenizer, tmp_path, stored.text, "card")
+    assert SpladeModel.from_config(StudentConfig(model=str(tmp_path), head=head, text=TEXT)).pooling == "sum"
+    with pytest.raises(ConfigError, match=r"student\.pooling is max.*set student\.pooling to sum"):
+        SpladeModel.from_config(StudentConfig(model=str(tmp_path), head=head, pooling="max", text=TEXT))
+
+
+def test_releases_without_sums_refuse_them_and_read_all_others(
+    tiny_folder: Folder, tiny_tokenizer: Any, texts: list[str], tmp_path: Path
+) -> None:
+    for kind in STUDENTS:
+        stored = tiny_student(kind, tiny_folder, tiny_tokenizer, texts)
+        save_student(stored.model, stored.tokenizer, tmp_path / kind, stored.text, "card")
+        written = json.loads((tmp_path / kind / "raydistill.json").read_text())
+        assert written["format_version"] == (3 if "sum" in kind or "top" in kind else 2), kind
+
+
+def test_how_many_terms_are_kept_is_up_to_the_configuration(
+    tiny_folder: Folder, tiny_tokenizer: Any, texts: list[str], tmp_path: Path
+) -> None:
+    stored = tiny_student("mlm, top", tiny_folder, tiny_tokenizer, texts)
+    save_student(stored.model, stored.tokenizer, tmp_path, stored.text, "card")
+    assert SpladeModel.from_config(StudentConfig(model=str(tmp_path), text=TEXT)).top_terms is None
+    assert SpladeModel.from_config(StudentConfig(model=str(tmp_path), top_terms=7, text=TEXT)).top_terms == 7
 
 
 def test_an_exported_table_is_a_folder_to_build_indexes_for(

@@ -24,7 +24,7 @@ from raydistill.encoders.tokens import padded, tokenize
 from raydistill.errors import ConfigError
 
 DECODERS = ["Llama", "Qwen3", "Mistral", "GPT2"]
-VARIANTS = [("bidirectional", "max"), ("bidirectional", "last"), ("causal", "max"), ("causal", "last")]
+VARIANTS = [("bidirectional", "max"), ("bidirectional", "last"), ("causal", "max"), ("causal", "last"), ("causal", "sum")]
 Folder = Callable[..., Path]
 
 
@@ -46,6 +46,8 @@ def by_definition(model: SpladeModel, ids: Tensor, mask: Tensor) -> Tensor:
     weights = torch.log1p(torch.relu(model.vocabulary_head.scale * logits + model.vocabulary_head.bias))
     if model.pooling == "max":
         return (weights * mask.unsqueeze(-1)).amax(1)
+    if model.pooling == "sum":
+        return (weights * mask.unsqueeze(-1)).sum(1)
     return weights[torch.arange(len(ids)), mask.sum(1) - 1]
 
 

@@ -26,6 +26,9 @@ TEXTS = ["what is the capital of france", "who wrote war peace", "the old river"
 KINDS: dict[str, tuple[int, dict[str, Any], float]] = {
     "mlm": (0, {"head": "mlm"}, 0.05),
     "identity": (1, {"head": "identity", "active_share": 0.3}, 0.05),
+    "mlm, sum": (0, {"head": "mlm", "pooling": "sum"}, 0.002),
+    "identity, sum": (1, {"head": "identity", "active_share": 0.3, "pooling": "sum"}, 0.01),
+    "identity, top": (1, {"head": "identity", "active_share": 0.5, "top_terms": 8}, 0.1),
     "decoder": (2, {"head": "decoder", "active_share": 0.3}, 0.05),
     "decoder, tied, last token": (
         3,

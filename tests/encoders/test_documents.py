@@ -60,8 +60,11 @@ def test_splade_documents_from_plain_and_exported_folders(tiny_folder: Folder, t
     assert passages.lengths().max() == 4
     stored = load_student(folder)
     save_student(stored.model, stored.tokenizer, tmp_path, TextConfig(max_tokens=64), "card")
-    exported = load_document_encoder(plain.model_copy(update={"model": str(tmp_path)}), student(folder), device="cpu")
+    moved = plain.model_copy(update={"model": str(tmp_path)})
+    exported = load_document_encoder(moved, student(folder), device="cpu")
     np.testing.assert_array_equal(exported.encode_passages(texts).weights, passages.weights)
+    with pytest.raises(ConfigError, match=r"index\.documents\.pooling is sum.*exported encoder that pools by max"):
+        load_document_encoder(moved.model_copy(update={"pooling": "sum"}), student(folder), device="cpu")
 
 
 def test_splade_documents_saved_by_sentence_transformers(tiny_folder: Folder, texts: list[str], tmp_path: Path) -> None:
@@ -77,61 +80,70 @@ def test_splade_documents_saved_by_sentence_transformers(tiny_folder: Folder, te
 
 
 @pytest.mark.parametrize("folder", ["1_SpladePooling", "document_1_SpladePooling"])
+@pytest.mark.parametrize(("strategy", "activation"), [("max", "log1p_relu"), ("sum", "relu"), ("sum", "log1p_relu")])
 def test_the_poolings_of_other_checkpoints_are_honoured_or_refused(
-    folder: str, tiny_folder: Folder, texts: list[str], tmp_path: Path
+    folder: str, strategy: str, activation: str, tiny_folder: Folder, texts: list[str], tmp_path: Path
 ) -> None:
     from sentence_transformers import SparseEncoder
 
-    plain, twice = tmp_path / "plain", tmp_path / "twice"
-    SparseEncoder(str(tiny_folder()), device="cpu").save(str(plain))
-    pooling = json.loads((plain / "1_SpladePooling" / "config.json").read_text())
-    shutil.copytree(plain, twice)
-    (twice / "1_SpladePooling" / "config.json").write_text(json.dumps({**pooling, "activation_function": "log1p_relu"}))
-    theirs = SparseEncoder(str(twice), device="cpu")
+    other = tmp_path / "other"
+    SparseEncoder(str(tiny_folder()), device="cpu").save(str(other))
+    settings = other / "1_SpladePooling" / "config.json"
+    pooling = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**pooling, "pooling_strategy": strategy, "activation_function": activation}))
+    theirs = SparseEncoder(str(other), device="cpu")
     theirs.max_seq_length = 64
     expected = theirs.encode(texts, convert_to_sparse_tensor=False).cpu().numpy()
-    (twice / "1_SpladePooling").rename(twice / folder)
-    documents = SpladeDocumentsConfig(model=str(twice), max_tokens=64)
+    (other / "1_SpladePooling").rename(other / folder)
+    documents = SpladeDocumentsConfig(model=str(other), max_tokens=64)
     encoder = load_document_encoder(documents, student(tiny_folder()), device="cpu")
     np.testing.assert_allclose(encoder.encode_passages(texts).to_dense(), expected, atol=1e-5)
-    (twice / folder / "config.json").write_text(json.dumps({**pooling, "pooling_strategy": "sum"}))
-    with pytest.raises(ConfigError, match=r"index\.documents\.model: .* pools by sum of relu"):
+    different = "max" if strategy == "sum" else "sum"
+    with pytest.raises(ConfigError, match=rf"index\.documents\.pooling is {different}.*set index\.documents\.pooling to"):
+        load_document_encoder(documents.model_copy(update={"pooling": different}), student(tiny_folder()), device="cpu")
+    (other / folder / "config.json").write_text(json.dumps({**pooling, "pooling_strategy": "mean"}))
+    with pytest.raises(ConfigError, match=r"index\.documents\.model: .* pools by mean of relu"):
         load_document_encoder(documents, student(tiny_folder()), device="cpu")
 
 
+@pytest.mark.parametrize("strategy", ["max", "sum"])
 def test_a_checkpoint_of_the_second_logarithm_is_exported_and_trained_as_one(
-    tiny_folder: Folder, texts: list[str], tmp_path: Path
+    strategy: str, tiny_folder: Folder, texts: list[str], tmp_path: Path
 ) -> None:
     from sentence_transformers import SparseEncoder
 
     source, exported = tmp_path / "source", tmp_path / "exported"
     shutil.copytree(tiny_folder(), source)
     (source / "1_SpladePooling").mkdir()
-    settings = {"pooling_strategy": "max", "activation_function": "log1p_relu"}
+    settings = {"pooling_strategy": strategy, "activation_function": "log1p_relu"}
     (source / "1_SpladePooling" / "config.json").write_text(json.dumps(settings))
-    assert starting_model(student(source)).log_twice
+    start = starting_model(student(source))
+    assert (start.pooling, start.log_twice) == (strategy, True)
     stored = load_student(source)
     save_student(stored.model, stored.tokenizer, exported, TextConfig(max_tokens=64), "card")
     texts = texts[:-1]  # the last is cut where the folder says
     vectors = load_student(exported).encoder(device="cpu").encode_queries(texts).to_dense()
-    once = load_student(tiny_folder()).encoder(device="cpu").encode_queries(texts).to_dense()
-    np.testing.assert_allclose(vectors, np.log1p(once), atol=1e-5)
+    if strategy == "max":
+        once = load_student(tiny_folder()).encoder(device="cpu").encode_queries(texts).to_dense()
+        np.testing.assert_allclose(vectors, np.log1p(once), atol=1e-5)
     theirs = SparseEncoder(str(exported), device="cpu").encode(texts, convert_to_sparse_tensor=False).cpu().numpy()
     np.testing.assert_allclose(vectors, theirs, atol=1e-5)
 
 
-def test_a_naver_folder_gives_the_vectors_of_its_definition(tiny_folder: Folder, texts: list[str]) -> None:
+@pytest.mark.parametrize("pooling", [None, "max", "sum"])
+def test_a_naver_folder_gives_the_vectors_of_its_definition(pooling: Any, tiny_folder: Folder, texts: list[str]) -> None:
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    # Nothing but a masked LM and its tokenizer; the pooling is in the paper (SPLADE v2, arXiv 2109.10086).
+    # Nothing but a masked LM and its tokenizer; the pooling is in the paper (SPLADE v2, arXiv 2109.10086; v1, 2107.05720).
     folder = tiny_folder("DistilBert")
     assert not (folder / "modules.json").exists()
     batch = AutoTokenizer.from_pretrained(folder)(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
     with torch.no_grad():
         logits = AutoModelForMaskedLM.from_pretrained(folder)(batch["input_ids"], batch["attention_mask"]).logits
-    expected = torch.max(torch.log1p(torch.relu(logits)) * batch["attention_mask"].unsqueeze(-1), dim=1).values
-    documents = SpladeDocumentsConfig(model=str(folder), max_tokens=64)
+    weights = torch.log1p(torch.relu(logits)) * batch["attention_mask"].unsqueeze(-1)
+    expected = weights.sum(1) if pooling == "sum" else weights.amax(1)
+    documents = SpladeDocumentsConfig(model=str(folder), max_tokens=64, pooling=pooling)
     encoder = load_document_encoder(documents, student(folder), None, "cpu")
     np.testing.assert_allclose(encoder.encode_passages(texts).to_dense(), expected.numpy(), atol=1e-5)
 
@@ -167,7 +179,7 @@ def test_what_prunes_or_rounds_vectors_is_in_the_fingerprint(tiny_folder: Folder
     settings = document_encoder_settings(plain, config)
     assert set(settings) == {"kind", "max_terms", "max_tokens", "model", "trust_remote_code"}
     whole = load_document_encoder(plain, config, device="cpu").encode_passages(texts)
-    for changes in ({"min_weight": float(np.median(whole.weights))}, {"precision": "bf16"}):
+    for changes in ({"min_weight": float(np.median(whole.weights))}, {"precision": "bf16"}, {"pooling": "sum"}):
         changed = plain.model_copy(update=changes)
         assert document_encoder_settings(changed, config) == {**settings, **changes}
         found = load_document_encoder(changed, config, device="cpu").encode_passages(texts)

@@ -23,8 +23,8 @@ ARCHITECTURES = ["Bert", "DistilBert", "Roberta", "XLMRoberta", "ModernBert", "E
 Folder = Callable[..., Path]
 
 
-def student(folder: Path, head: str, **text: Any) -> StudentConfig:
-    return StudentConfig(model=str(folder), head=head, text=TextConfig(**{"max_tokens": 64, **text}))
+def student(folder: Path, head: str, pooling: Any = None, **text: Any) -> StudentConfig:
+    return StudentConfig(model=str(folder), head=head, pooling=pooling, text=TextConfig(**{"max_tokens": 64, **text}))
 
 
 @pytest.fixture
@@ -44,22 +44,31 @@ def test_mlm_head_equals_pooled_logits(architecture: str, tiny_folder: Folder, i
     torch.testing.assert_close(model(ids, mask), expected, rtol=1e-5, atol=1e-5)
 
 
+def by_definition(logits: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    weights = torch.log1p(torch.relu(logits)) * mask.unsqueeze(-1)
+    return weights.sum(1) if pooling == "sum" else weights.amax(1)
+
+
+@pytest.mark.parametrize("pooling", ["max", "sum"])
 @pytest.mark.parametrize("head", ["mlm", "identity"])
-def test_gradients_equal_the_definition_under_weight_tying(head: str, tiny_folder: Folder, ids_and_mask: Any) -> None:
+def test_gradients_equal_the_definition_under_weight_tying(
+    head: str, pooling: str, tiny_folder: Folder, ids_and_mask: Any
+) -> None:
     ids, mask = ids_and_mask
     gradients = []
     for ours in (True, False):
-        model = SpladeModel.from_config(student(tiny_folder("Bert", head == "mlm"), head))
+        model = SpladeModel.from_config(student(tiny_folder("Bert", head == "mlm"), head, pooling))
+        assert model.fused
         if ours:
             pooled = model(ids, mask)
         elif model.vocabulary_head is None:
             logits = model.backbone(input_ids=ids, attention_mask=mask).logits
-            pooled = (torch.log1p(torch.relu(logits)) * mask.unsqueeze(-1)).amax(1)
+            pooled = by_definition(logits, mask, pooling)
         else:
             hidden = model.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
             own = model.vocabulary_head
             logits = own.scale * (hidden @ model.backbone.get_input_embeddings().weight.T) + own.bias
-            pooled = (torch.log1p(torch.relu(logits)) * mask.unsqueeze(-1)).amax(1)
+            pooled = by_definition(logits, mask, pooling)
         (pooled**2).sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
@@ -99,10 +108,13 @@ class Rescaled(nn.Module):
 def test_a_backbone_that_changes_its_logits_is_pooled_from_them(tiny_folder: Folder, ids_and_mask: Any) -> None:
     ids, mask = ids_and_mask
     backbone = Rescaled(SpladeModel.from_config(student(tiny_folder(), "mlm")).backbone).eval()
-    model = SpladeModel(backbone, "mlm")
-    assert not model.fused
-    expected = (torch.log1p(torch.relu(backbone(ids, mask).logits)) * mask.unsqueeze(-1)).amax(1)
-    torch.testing.assert_close(model(ids, mask), expected)
+    for pooling in ("max", "sum"):
+        model = SpladeModel(backbone, "mlm", pooling=pooling)
+        assert not model.fused
+        torch.testing.assert_close(model(ids, mask), by_definition(backbone(ids, mask).logits, mask, pooling))
+    twice = SpladeModel(backbone, "mlm", pooling="sum", log_twice=True)
+    weights = torch.log1p(torch.log1p(torch.relu(backbone(ids, mask).logits))) * mask.unsqueeze(-1)
+    torch.testing.assert_close(twice(ids, mask), weights.sum(1))
 
 
 def test_mlm_head_is_refused_without_its_weights(tiny_folder: Folder) -> None:
