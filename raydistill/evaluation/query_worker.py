@@ -102,10 +102,10 @@ class QueryWorker:
 
 
 def passage_share(searcher: Searcher) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the share of an index's passages in which each term is active, float64 [V]; reads only term offsets."""
+    """Return the share of an index's passages in which each term is active, float64 [V]; reads only document frequencies."""
     counts = np.zeros(searcher.vocabulary_size, dtype=np.int64)
     for segment in searcher.segments:
-        counts += np.diff(segment.term_offsets)
+        counts += segment.document_frequency
     return active_share(counts, searcher.passages)
 
 
