@@ -113,12 +113,12 @@ class QueryWorker:
 def passage_share(searcher: Searcher) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return the share of an index's passages in which each term is active, float64 [V]; deleted passages do not count.
 
-    Reads only term offsets, and the vectors of deleted passages.
+    Reads only document frequencies, and the vectors of deleted passages.
     """
     counts = np.zeros(searcher.vocabulary_size, dtype=np.int64)
     passages = searcher.passages
     for segment, allowed in zip(searcher.segments, searcher.allowed, strict=True):
-        counts += np.diff(segment.term_offsets)
+        counts += segment.document_frequency
         if allowed is not None:
             deleted = others(allowed, segment.passages)
             counts -= row_frequency(segment, deleted)

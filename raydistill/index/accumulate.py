@@ -1,146 +1,150 @@
-"""The compiled loops of search: accumulate scores over postings, keep the best, score given pairs, gather vectors.
+"""The compiled loops that compute scores: over postings, term by term, and of single passages from forward vectors.
 
-They know arrays only; `search` gives them segments and queries. Every score is a float32 sum over the query's terms in
-ascending order of query weight * impact, whether it is taken from postings or from forward vectors: the two are equal
-to the bit.
-
-Impacts come as codes with a float32 table (`Segment.decoding`) or, table None, as float32 themselves.
+They know arrays only; `search` gives them segments and queries. Every score that is returned is a float32 sum over the query's
+terms in ascending order of query weight * impact, whether it is taken from postings or from forward vectors: the two
+are equal to the bit.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
+from numpy.typing import NDArray
 
-from raydistill.index.compiled import compiled
+from raydistill.index.compiled import compiled, trailing_zeros
+from raydistill.index.heaps import offer
+from raydistill.index.postings import BLOCK
 
-_SCAN = 64  # accumulators whose maximum is compared with the threshold at once
+SMALLEST = np.float32(2.0**-149)  # float32 above 0
 
 
-@compiled
-def search_segment(  # type: ignore[no-untyped-def]
-    term_offsets,
-    passages,
-    codes,
-    decoding,
-    first_passage,
-    query_offsets,
-    query_terms,
-    query_weights,
-    first_query,
-    last_query,
-    accumulators,
-    allowed,
-    heap_scores,
-    heap_passages,
-    heap_sizes,
-):
-    """Push the passages of one segment through the heaps of queries first_query..last_query - 1.
+class SegmentArrays(NamedTuple):
+    """What the loops read of a segment; P passages, V terms (see `segment` for the meaning of the stored arrays).
 
-    accumulators: float32 [>= passages of the segment], all zero on entry and on return. allowed: mask (see
-    `passage_masks`) of the passages that may be found, None for all. heap_scores float32 and heap_passages int64
-    [queries, k] are binary heaps with the worst at 0, of heap_sizes int64 [queries] items.
+    entry_offsets, extra_offsets: int64 [V + 1], of a term's gap_lows and posting_codes, and of its gap_extras. block_places:
+    int64 [V]; row of block_maxima, -1 without. term_highs, term_lows, pages: see `term_coding`. posting_codes, codes: the
+    impacts as what indexes `decoding` (see `StoredVectors`), or, decoding None, as float32 themselves.
     """
-    size = len(accumulators)
-    for query in range(first_query, last_query):
-        touched = False
-        for place in range(query_offsets[query], query_offsets[query + 1]):
-            term = query_terms[place]
-            weight = query_weights[place]
-            for position in range(term_offsets[term], term_offsets[term + 1]):
-                impact = codes[position] if decoding is None else decoding[codes[position]]
-                accumulators[passages[position]] += weight * impact
-                touched = True
-        if touched:
-            heap_sizes[query] = _collect(
-                accumulators, size, first_passage, allowed, heap_scores[query], heap_passages[query], heap_sizes[query]
-            )
+
+    entry_offsets: NDArray[np.int64]
+    extra_offsets: NDArray[np.int64]
+    gap_bits: NDArray[np.uint8]
+    gap_lows: NDArray[np.uint8]
+    gap_extras: NDArray[np.uint8]
+    posting_codes: NDArray[Any]
+    decoding: NDArray[np.float32] | None
+    term_maxima: NDArray[np.float32]
+    block_places: NDArray[np.int64]
+    block_maxima: NDArray[np.uint8]
+    row_offsets: NDArray[np.int64]
+    term_highs: NDArray[np.uint64]
+    term_lows: NDArray[np.uint8]
+    pages: int
+    codes: NDArray[Any]
 
 
 @compiled
-def _collect(accumulators, size, first_passage, allowed, scores, passages, filled):  # type: ignore[no-untyped-def]
-    # The bits of floats >= 0 order like integers, and only integer maxima are vectorised without fast-math.
-    bits = accumulators.view(np.int32)
+def impact_of(code, decoding):  # type: ignore[no-untyped-def]
+    """Return the impact of a stored value, float32."""
+    if decoding is None:
+        return code
+    return decoding[code]
+
+
+@compiled
+def add_term(lists, term, weight, accumulators):  # type: ignore[no-untyped-def]
+    """Add weight * impact of every posting of a term to its passage's accumulator, and return how many entries it has."""
+    start = lists.entry_offsets[term]
+    count = lists.entry_offsets[term + 1] - start
+    lows = lists.gap_lows[start : start + count]
+    extras = lists.gap_extras[lists.extra_offsets[term] : lists.extra_offsets[term + 1]]
+    codes = lists.posting_codes[start : start + count]
+    decoding = lists.decoding
+    passage = np.uint64(0)
+    if lists.gap_bits[term] == 8:
+        for place in range(count):
+            passage += np.uint64(lows[place])
+            accumulators[passage] += weight * impact_of(codes[place], decoding)
+    elif lists.gap_bits[term] == 12:
+        for place in range(count):
+            extra = (np.uint64(extras[place >> 1]) >> np.uint64((place & 1) << 2)) & np.uint64(15)
+            passage += np.uint64(lows[place]) | (extra << np.uint64(8))
+            accumulators[passage] += weight * impact_of(codes[place], decoding)
+    else:
+        for place in range(count):
+            passage += np.uint64(lows[place]) | (np.uint64(extras[place]) << np.uint64(8))
+            accumulators[passage] += weight * impact_of(codes[place], decoding)
+    return count
+
+
+@compiled
+def exact_score(lists, row, dense_query):  # type: ignore[no-untyped-def]
+    """Return the score of one passage from its forward vector; dense_query is float32 [V]."""
+    start = lists.row_offsets[row]
+    stop = lists.row_offsets[row + 1]
+    codes = lists.codes[start:stop]
+    lows = lists.term_lows[start:stop]
+    decoding = lists.decoding
+    bit = start + row * lists.pages
+    at = bit >> 6
+    word = lists.term_highs[at] & (np.uint64(0xFFFFFFFFFFFFFFFF) << np.uint64(bit & 63))
+    base = (at << 6) - bit
+    total = np.float32(0.0)
+    for place in range(stop - start):
+        while word == np.uint64(0):
+            at += 1
+            base += 64
+            word = lists.term_highs[at]
+        page = np.uint64(base + np.int64(trailing_zeros(word)) - place)
+        word &= word - np.uint64(1)
+        total += dense_query[(page << np.uint64(8)) | np.uint64(lows[place])] * impact_of(codes[place], decoding)
+    return total
+
+
+@compiled
+def is_allowed(allowed, passage):  # type: ignore[no-untyped-def]
+    """Whether a passage may be found: its bit in a mask (see `passage_masks`), None for all."""
+    return allowed is None or (allowed[passage >> 3] >> (passage & 7)) & 1
+
+
+@compiled
+def any_reaches(values, start, level):  # type: ignore[no-untyped-def]
+    """Whether one of BLOCK successive values is at least the level."""
+    block = values[start : start + BLOCK]
+    found = np.int32(0)
+    # In a form that compilers turn into vector instructions, unlike a search that ends at the first.
+    for place in range(BLOCK):
+        found |= np.int32(block[place] >= level)
+    return found != 0
+
+
+@compiled
+def collect(accumulators, size, first_passage, allowed, scores, passages, filled):  # type: ignore[no-untyped-def]
+    """Offer all passages with a score to a heap, set their accumulators to 0, and return how many the heap holds.
+
+    accumulators: float32, whole blocks, those beyond `size` 0.
+    """
     k = len(scores)
-    floor = np.zeros(1, dtype=np.float32)
-    floor_bits = floor.view(np.int32)
+    level = SMALLEST
     if filled == k:
-        floor[0] = scores[0]
-    for start in range(0, size, _SCAN):
-        stop = min(start + _SCAN, size)
-        largest = np.int32(0)
-        for passage in range(start, stop):
-            largest = max(largest, bits[passage])
-        # Equal to the floor is still of interest: a segment visited later may hold lower passage numbers.
-        if largest > 0 and largest >= floor_bits[0]:
-            for passage in range(start, stop):
+        # Equal to the worst is still of interest: a segment visited later may hold lower passage numbers.
+        level = max(level, scores[0])
+    for start in range(0, size, BLOCK):
+        if any_reaches(accumulators, start, level):
+            for passage in range(start, start + BLOCK):
                 score = accumulators[passage]
-                if score <= 0.0 or score < floor[0]:
-                    continue
-                if allowed is not None and not (allowed[passage >> 3] >> (passage & 7)) & 1:
-                    continue
-                number = first_passage + passage
-                if filled < k:
-                    _push(scores, passages, filled, score, number)
-                    filled += 1
+                if score >= level and is_allowed(allowed, passage):
+                    filled = offer(scores, passages, filled, score, first_passage + passage)
                     if filled == k:
-                        floor[0] = scores[0]
-                elif score > scores[0] or number < passages[0]:
-                    _replace_worst(scores, passages, k, score, number)
-                    floor[0] = scores[0]
-        accumulators[start:stop] = 0.0
+                        level = max(SMALLEST, scores[0])
+        accumulators[start : start + BLOCK] = 0.0
     return filled
 
 
 @compiled
-def _push(scores, passages, filled, score, passage):  # type: ignore[no-untyped-def]
-    place = filled
-    while place > 0:
-        parent = (place - 1) >> 1
-        worse = score < scores[parent] or (score == scores[parent] and passage > passages[parent])
-        if not worse:
-            break
-        scores[place] = scores[parent]
-        passages[place] = passages[parent]
-        place = parent
-    scores[place] = score
-    passages[place] = passage
-
-
-@compiled
-def _replace_worst(scores, passages, filled, score, passage):  # type: ignore[no-untyped-def]
-    place = 0
-    while True:
-        child = 2 * place + 1
-        if child >= filled:
-            break
-        right = child + 1
-        if right < filled and (
-            scores[right] < scores[child] or (scores[right] == scores[child] and passages[right] > passages[child])
-        ):
-            child = right
-        worse = scores[child] < score or (scores[child] == score and passages[child] > passage)
-        if not worse:
-            break
-        scores[place] = scores[child]
-        passages[place] = passages[child]
-        place = child
-    scores[place] = score
-    passages[place] = passage
-
-
-@compiled
 def score_pairs(  # type: ignore[no-untyped-def]
-    row_offsets,
-    terms,
-    codes,
-    decoding,
-    query_offsets,
-    query_terms,
-    query_weights,
-    pair_offsets,
-    rows,
-    dense_query,
-    scores,
+    lists, query_offsets, query_terms, query_weights, pair_offsets, rows, dense_query, scores
 ):
     """Write the scores of given (query, passage) pairs that lie in one segment.
 
@@ -151,13 +155,7 @@ def score_pairs(  # type: ignore[no-untyped-def]
         for place in range(query_offsets[query], query_offsets[query + 1]):
             dense_query[query_terms[place]] = query_weights[place]
         for pair in range(pair_offsets[query], pair_offsets[query + 1]):
-            row = rows[pair]
-            if row < 0:
-                continue
-            total = np.float32(0.0)
-            for position in range(row_offsets[row], row_offsets[row + 1]):
-                impact = codes[position] if decoding is None else decoding[codes[position]]
-                total += dense_query[terms[position]] * impact
-            scores[pair] = total
+            if rows[pair] >= 0:
+                scores[pair] = exact_score(lists, rows[pair], dense_query)
         for place in range(query_offsets[query], query_offsets[query + 1]):
             dense_query[query_terms[place]] = 0.0

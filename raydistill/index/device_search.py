@@ -103,10 +103,9 @@ class DeviceSearcher:
         """Return passages start..stop - 1 as a CSR matrix [passages, V] on the device."""
         offsets = segment.row_offsets[start : stop + 1]
         entries = slice(int(offsets[0]), int(offsets[-1]))
-        # Copies: the arrays are read-only maps. Torch knows no unsigned integers wider than a byte, so bits are reread.
-        terms = np.array(segment.terms[entries])
-        width, mask = (np.int16, 0xFFFF) if terms.dtype == np.uint16 else (np.int32, 0x7FFFFFFF)
-        columns = torch.from_numpy(terms.view(width)).to(self._device).to(torch.int32) & mask
+        terms = segment.terms(np.arange(start, stop), np.arange(entries.start, entries.stop))
+        columns = torch.from_numpy(terms).to(self._device)
+        # A copy: the array is a read-only map.
         impacts = torch.from_numpy(np.array(segment.impacts[entries])).to(self._device).to(torch.float32)
         if segment.impact_type == "u8":
             impacts *= segment.scale

@@ -292,12 +292,14 @@ class _Miner:
         passages = self._candidates(asked, gold, counters)
         scores: list[list[NDArray[np.float32] | None]] = []
         rewrites: list[list[_Vector | None]] = []
-        for rows, vectors in encoded:
+        for answered, vectors in encoded:
             column: list[NDArray[np.float32] | None] = [None] * len(ids)
-            for row, exact in zip(rows, self._searcher.scores(vectors, [passages[row] for row in rows]), strict=True):
+            for row, exact in zip(
+                answered, self._searcher.scores(vectors, [passages[row] for row in answered]), strict=True
+            ):
                 column[row] = exact
             scores.append(column)
-            of_row = dict(zip(rows, map(vectors.row, range(len(rows))), strict=True))
+            of_row = dict(zip(answered, map(vectors.row, range(len(rows))), strict=True))
             rewrites.append([of_row.get(row) for row in range(len(ids))])
         return passages, scores, rewrites
 

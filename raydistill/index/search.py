@@ -1,31 +1,37 @@
 """Exact search over segments on one machine: top k, scores of given passages, their vectors and ids.
 
-Pure array code on memory-mapped segments (the loops are in `accumulate`). Spreading segments over machines is not here.
+Pure array code on memory-mapped segments (the loops are in `accumulate` and `skipping`). Spreading segments over machines is
+not here.
 
-Cost: one pass over the postings of the query's terms, about 1.2 ns each, and over one float32 accumulator a passage;
-so time grows linearly with the number of passages, and k matters little. Memory: one accumulator array of the
-largest segment a thread, beside the mapped pages.
+Cost: at most one pass over the postings of the query's terms, under 1 ns each, and over one float32 accumulator a passage.
+For small k most postings are skipped (see `skipping`); the result is the same to the bit. Memory: for each thread, one
+accumulator a passage and one bound for 64 of the largest segment, and one float32 a term, kept from search to search, beside
+the mapped pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import DataError
-from raydistill.index.accumulate import score_pairs, search_segment
+from raydistill.index.accumulate import score_pairs
 from raydistill.index.explain import Explanation, explain
 from raydistill.index.filters import PassageFilter
 from raydistill.index.forward import gathered, owning_segments
+from raydistill.index.heaps import sort_heap
 from raydistill.index.passage_masks import Mask, members
+from raydistill.index.postings import BLOCK, blocks_of
 from raydistill.index.segment import Segment
+from raydistill.index.skipping import NEVER, USUAL, SkippingCosts, search_segment
 from raydistill.index.tombstones import live_mask
 
 if TYPE_CHECKING:
@@ -43,6 +49,39 @@ class SearchResult:
 
     passages: NDArray[np.int64]
     scores: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SearchCost:
+    """What a search read.
+
+    Attributes:
+        matching: int64 [B]; postings of the query's terms, which an exhaustive search reads.
+        postings: int64 [B]; postings read. vector_entries: int64 [B]; entries of forward vectors read.
+    """
+
+    matching: NDArray[np.int64]
+    postings: NDArray[np.int64]
+    vector_entries: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Scratch:
+    """What a thread computes in; all zero between uses."""
+
+    accumulators: NDArray[np.float32]
+    bounds: NDArray[np.float32]
+    dense_query: NDArray[np.float32]
+
+
+class _Heaps:
+    """The best passages of B queries so far, and what was read for them."""
+
+    def __init__(self, queries: int, width: int) -> None:
+        self.scores = np.zeros((queries, width), dtype=np.float32)
+        self.passages = np.zeros((queries, width), dtype=np.int64)
+        self.filled = np.zeros(queries, dtype=np.int64)
+        self.touched = np.zeros((queries, 2), dtype=np.int64)
 
 
 class Searcher:
@@ -88,6 +127,8 @@ class Searcher:
             raise DataError("the passage numbers of two segments overlap; the index manifest is inconsistent")
         self.vocabulary_size = sizes[0]
         self.threads = max(1, threads)
+        self.costs = USUAL
+        self._scratches: list[_Scratch] = []
 
     @property
     def passages(self) -> int:
@@ -95,44 +136,82 @@ class Searcher:
         return sum(segment.passages for segment in self.segments)
 
     def search(self, queries: SparseBatch, k: int, allowed: PassageFilter | None = None) -> SearchResult:
-        """Return the k passages with the highest scores, exactly; B queries, any k >= 1.
+        """Return the k best passages of every query by exact score.
 
-        score = sum over shared terms of query weight * stored impact, in float32, equal to the bit to `scores`. Only
-        passages with a score > 0 are returned, and only those that `allowed` passes (None: any). Of equal scores the lower
-        passage number comes first.
+        Only passages that share a term with the query are found, and only those that `allowed` passes (None: any). Of equal
+        scores the lower passage number comes first.
         """
+        return self.measured_search(queries, k, allowed=allowed)[0]
+
+    def measured_search(
+        self, queries: SparseBatch, k: int, exhaustive: bool = False, allowed: PassageFilter | None = None
+    ) -> tuple[SearchResult, SearchCost]:
+        """Return what `search` returns, and what was read for it; `exhaustive` reads all postings of the query's terms."""
         self._check_queries(queries)
         if k < 1:
             raise DataError(f"k is {k}; ask for at least one passage")
         width = min(k, self.passages)
-        scores = np.zeros((len(queries), width), dtype=np.float32)
-        passages = np.zeros((len(queries), width), dtype=np.int64)
-        filled = np.zeros(len(queries), dtype=np.int64)
-        masks = self._masks(allowed)
+        heaps = self._searched(queries, width, NEVER if exhaustive else self.costs, self._masks(allowed))
+        result = _sorted_result(heaps, k)
+        frequency = sum(
+            (segment.document_frequency[queries.term_ids].astype(np.int64) for segment in self.segments),
+            np.zeros(queries.nnz, dtype=np.int64),
+        )
+        running = np.concatenate([[0], np.cumsum(frequency)])
+        matching = running[queries.indptr[1:]] - running[queries.indptr[:-1]]
+        return result, SearchCost(matching, heaps.touched[:, 0].copy(), heaps.touched[:, 1].copy())
 
-        def run(bounds: tuple[int, int]) -> None:
-            for segment, first, mask in zip(self.segments, self.first_passages.tolist(), masks, strict=True):
-                search_segment(
-                    segment.term_offsets,
-                    segment.posting_passages,
-                    segment.codes(segment.posting_impacts),
-                    segment.decoding,
-                    first,
-                    queries.indptr,
-                    queries.term_ids,
-                    queries.weights,
-                    bounds[0],
-                    bounds[1],
-                    np.zeros(segment.passages, dtype=np.float32),
-                    mask,
-                    scores,
-                    passages,
-                    filled,
-                )
+    def _searched(self, queries: SparseBatch, width: int, costs: SkippingCosts, masks: Sequence[Mask | None]) -> _Heaps:
+        heaps = _Heaps(len(queries), width)
+        if not width or not len(queries):
+            return heaps
+        everywhere = range(len(self.segments))
+        if len(queries) >= self.threads or len(self.segments) == 1:
+            # Queries differ in cost: a thread takes the next few when it is free.
+            step = max(1, min(16, len(queries) // (8 * self.threads)))
+            ranges = [(first, min(first + step, len(queries))) for first in range(0, len(queries), step)]
+            self._spread(
+                lambda scratch, bounds: self._run(queries, bounds, everywhere, heaps, costs, masks, scratch), ranges
+            )
+            return heaps
+        each = [_Heaps(len(queries), width) for _ in self.segments]
+        self._spread(
+            lambda scratch, at: self._run(queries, (0, len(queries)), [at], each[at], costs, masks, scratch),
+            list(everywhere),
+        )
+        return _merged(each, width)
 
-        if width:
-            self._spread(run, len(queries))
-        return _sorted_result(scores, passages, filled, k)
+    def _run(
+        self,
+        queries: SparseBatch,
+        bounds: tuple[int, int],
+        segments: Sequence[int],
+        heaps: _Heaps,
+        costs: SkippingCosts,
+        masks: Sequence[Mask | None],
+        scratch: _Scratch,
+    ) -> None:
+        for position in segments:
+            segment = self.segments[position]
+            search_segment(
+                segment.arrays,
+                segment.passages,
+                int(self.first_passages[position]),
+                masks[position],
+                queries.indptr,
+                queries.term_ids,
+                queries.weights,
+                bounds[0],
+                bounds[1],
+                costs,
+                scratch.accumulators,
+                scratch.bounds,
+                scratch.dense_query,
+                heaps.scores,
+                heaps.passages,
+                heaps.filled,
+                heaps.touched,
+            )
 
     def _masks(self, allowed: PassageFilter | None) -> list[Mask | None]:
         """Return for each segment the mask of the passages that are not deleted and pass the filter, None for all."""
@@ -144,16 +223,36 @@ class Searcher:
             masks.append(live if chosen is None else chosen if live is None else live & chosen)
         return masks
 
-    def _spread(self, run: Callable[[tuple[int, int]], None], queries: int) -> None:
-        threads = min(self.threads, queries)
-        edges = np.linspace(0, queries, threads + 1).astype(int).tolist()
-        ranges = list(pairwise(edges))
+    def _spread(self, run: Callable[[_Scratch, Any], None], tasks: Sequence[Any]) -> None:
+        """Run every task on one of the threads, each on the next that is free."""
+        threads = min(self.threads, len(tasks))
+        following = itertools.count()
+
+        def work(_: int) -> None:
+            with self._scratch() as scratch:
+                while (number := next(following)) < len(tasks):
+                    run(scratch, tasks[number])
+
         if threads <= 1:
-            for bounds in ranges:
-                run(bounds)
+            work(0)
             return
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(run, ranges))
+            list(pool.map(work, range(threads)))
+
+    @contextmanager
+    def _scratch(self) -> Iterator[_Scratch]:
+        """Lend a thread its scratch. After an error it is dropped, since it may not be zero."""
+        try:
+            scratch = self._scratches.pop()
+        except IndexError:
+            largest = max(segment.passages for segment in self.segments)
+            scratch = _Scratch(
+                np.zeros(blocks_of(largest) * BLOCK, dtype=np.float32),
+                np.zeros(blocks_of(largest), dtype=np.float32),
+                np.zeros(self.vocabulary_size, dtype=np.float32),
+            )
+        yield scratch
+        self._scratches.append(scratch)
 
     def scores(self, queries: SparseBatch, passages: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
         """Return the score of every given passage by its query, from the forward vectors; 0 where no term is shared.
@@ -176,22 +275,19 @@ class Searcher:
         flat = np.concatenate([np.zeros(0, dtype=np.int64), *passages]).astype(np.int64)
         owners = self._owners(flat)
         result = np.zeros(len(flat), dtype=np.float32)
-        dense_query = np.zeros(self.vocabulary_size, dtype=np.float32)
-        for position, segment in enumerate(self.segments):
-            rows = np.where(owners == position, flat - self.first_passages[position], -1)
-            score_pairs(
-                segment.row_offsets,
-                segment.terms,
-                segment.codes(segment.impacts),
-                segment.decoding,
-                queries.indptr,
-                queries.term_ids,
-                queries.weights,
-                offsets,
-                rows,
-                dense_query,
-                result,
-            )
+        with self._scratch() as scratch:
+            for position, segment in enumerate(self.segments):
+                rows = np.where(owners == position, flat - self.first_passages[position], -1)
+                score_pairs(
+                    segment.arrays,
+                    queries.indptr,
+                    queries.term_ids,
+                    queries.weights,
+                    offsets,
+                    rows,
+                    scratch.dense_query,
+                    result,
+                )
         return np.split(result, offsets[1:-1]) if len(queries) else []
 
     def explain(self, query: SparseBatch, passage: int) -> Explanation:
@@ -249,17 +345,30 @@ class Searcher:
             raise DataError("query weights must be finite and > 0; the query encoder gave others")
 
 
-def _sorted_result(
-    scores: NDArray[np.float32], passages: NDArray[np.int64], filled: NDArray[np.int64], k: int
-) -> SearchResult:
+def _merged(each: Sequence[_Heaps], width: int) -> _Heaps:
+    """Return the best of heaps over the same queries, as heaps that are sorted already."""
+    merged = _Heaps(len(each[0].filled), width)
+    for query in range(len(merged.filled)):
+        scores = np.concatenate([heaps.scores[query, : heaps.filled[query]] for heaps in each])
+        passages = np.concatenate([heaps.passages[query, : heaps.filled[query]] for heaps in each])
+        order = np.lexsort((passages, -scores))[:width]
+        # Worst first is a heap too.
+        merged.scores[query, : len(order)] = scores[order][::-1]
+        merged.passages[query, : len(order)] = passages[order][::-1]
+        merged.filled[query] = len(order)
+    merged.touched[:] = sum(heaps.touched for heaps in each)
+    return merged
+
+
+def _sorted_result(heaps: _Heaps, k: int) -> SearchResult:
     """Sort each heap, best first, and pad it to k."""
-    best_scores = np.full((len(scores), k), -np.inf, dtype=np.float32)
-    best_passages = np.full((len(scores), k), -1, dtype=np.int64)
-    for query, count in enumerate(filled.tolist()):
-        order = np.lexsort((passages[query, :count], -scores[query, :count]))
-        best_scores[query, :count] = scores[query, order]
-        best_passages[query, :count] = passages[query, order]
-    return SearchResult(best_passages, best_scores)
+    scores = np.full((len(heaps.filled), k), -np.inf, dtype=np.float32)
+    passages = np.full((len(heaps.filled), k), -1, dtype=np.int64)
+    for query, count in enumerate(heaps.filled.tolist()):
+        sort_heap(heaps.scores[query], heaps.passages[query], count)
+        scores[query, :count] = heaps.scores[query, :count]
+        passages[query, :count] = heaps.passages[query, :count]
+    return SearchResult(passages, scores)
 
 
 def open_searcher(version: IndexVersion, threads: int = 1) -> Searcher:

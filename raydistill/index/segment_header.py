@@ -19,21 +19,26 @@ from raydistill.storage.parts import HEAD_BYTES
 Impacts = Literal["f32", "f16", "u8"]
 
 FORMAT = "raydistill-segment"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 ARRAYS = (
     "row_offsets",
-    "term_offsets",
-    "block_offsets",
+    "term_highs",
     "id_offsets",
+    "term_maxima",
+    "document_frequency",
+    "entry_counts",
+    "block_terms",
     "id_order",
-    "posting_passages",
-    "terms",
     "impacts",
     "posting_impacts",
+    "term_lows",
+    "gap_lows",
+    "gap_extras",
+    "gap_bits",
     "block_maxima",
     "id_bytes",
 )
-_DTYPES = {"I64": "<i8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "F32": "<f4", "F16": "<f2"}
+_DTYPES = {"I64": "<i8", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "F32": "<f4", "F16": "<f2"}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _NEEDED_METADATA = ("passages", "postings", "vocabulary_size", "impacts", "scale", "block")
 
@@ -64,7 +69,7 @@ class SegmentHeader:
 
     Attributes:
         passages, postings, vocabulary_size: P, N, V of the format.
-        impacts: stored type. scale: impact = stored value * scale. block: postings a block.
+        impacts: stored type. scale: impact = stored value * scale. block: passages a block.
         sections: by array name.
         file_size: bytes of the whole file.
     """
@@ -126,8 +131,8 @@ def read_header(head: bytes, path: Path) -> SegmentHeader:
         raise corrupt(path, f"it calls itself {found!r}, not {FORMAT!r}")
     if version != str(FORMAT_VERSION):
         raise CorruptObjectError(
-            f"segment {path}: format version {version!r} is unknown; this release reads version {FORMAT_VERSION}. "
-            "Rebuild the index or use the release that wrote it"
+            f"segment {path}: this release reads format version {FORMAT_VERSION}, not version {version!r}. "
+            "Rebuild the index (run the index stage again) or use the release that wrote it"
         )
     needed = [*_NEEDED_METADATA, *(f"sha256.{name}" for name in ARRAYS)]
     missing = [name for name in needed if name not in metadata] + [name for name in ARRAYS if name not in header]

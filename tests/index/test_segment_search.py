@@ -14,7 +14,7 @@ from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import CorruptObjectError, DataError
 from raydistill.index.compiled import compiled
 from raydistill.index.passage_masks import mask_of, mask_without, members, others
-from raydistill.index.postings import BLOCK, invert
+from raydistill.index.postings import BLOCK
 from raydistill.index.search import Searcher
 from raydistill.index.segment import Segment, write_segment
 
@@ -184,19 +184,46 @@ def test_an_index_without_postings_answers_nothing(tmp_path):
     assert searcher.scores(SparseBatch.from_rows([], 4), []) == []
 
 
-def test_postings_are_the_transpose_and_block_maxima_bound_their_blocks():
+@pytest.mark.parametrize("impacts", ["f32", "f16", "u8"])
+def test_postings_are_the_transpose_whatever_the_gaps_and_block_maxima_bound_their_blocks(tmp_path, impacts):
     rng = np.random.default_rng(4)
-    vectors = random_batch(rng, 700, 5, 0.6)
-    postings = invert(vectors.indptr, vectors.term_ids.astype(np.uint16), vectors.weights, 5)
-    dense = vectors.to_dense()
-    for term in range(5):
-        part = slice(postings.term_offsets[term], postings.term_offsets[term + 1])
-        rows = np.nonzero(dense[:, term])[0]
-        np.testing.assert_array_equal(postings.passages[part], rows)
-        np.testing.assert_array_equal(postings.impacts[part], dense[rows, term])
-        maxima = postings.block_maxima[postings.block_offsets[term] : postings.block_offsets[term + 1]]
-        expected = [dense[rows[start : start + BLOCK], term].max() for start in range(0, len(rows), BLOCK)]
-        np.testing.assert_array_equal(maxima, np.array(expected, dtype=np.float32))
+    passages = 200_000
+    # By term: in most passages, in a few per cent, far apart, at both ends alone, nowhere.
+    holders = [
+        np.flatnonzero(rng.random(passages) < 0.6),
+        np.flatnonzero(rng.random(passages) < 0.03),
+        np.flatnonzero(rng.random(passages) < 0.001),
+        np.arange(0, passages, 66_000),
+        np.array([0, passages - 1]),
+        np.zeros(0, dtype=np.int64),
+    ]
+    rows = np.concatenate(holders)
+    terms = np.repeat(np.arange(6), [len(numbers) for numbers in holders])
+    order = np.lexsort((terms, rows))
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=passages))])
+    weights = (rng.random(len(rows)).astype(np.float32) + 0.01)[order]
+    vectors = SparseBatch(indptr, terms[order].astype(np.int32), weights, 6)
+    [segment] = open_segments(tmp_path, [vectors], impacts)
+    assert set(segment.gap_bits.tolist()) == {8, 12, 16}
+    np.testing.assert_array_equal(segment.document_frequency, [len(numbers) for numbers in holders])
+    stored = Searcher([segment]).vectors(np.arange(passages))
+    np.testing.assert_array_equal(stored.term_ids, vectors.term_ids)
+    by_term = np.argsort(stored.term_ids, kind="stable")
+    expected = np.split(stored.weights[by_term], np.cumsum([len(numbers) for numbers in holders])[:-1])
+    blocks = -(-passages // BLOCK)
+    for term in range(6):
+        found, impact = segment.postings_of(term)
+        np.testing.assert_array_equal(found, holders[term])
+        np.testing.assert_array_equal(impact, expected[term])
+        assert segment.term_maxima[term] == impact.max(initial=0)
+        place = segment.arrays.block_places[term]
+        assert (place >= 0) == (len(found) >= 2 * blocks)
+        if place >= 0:
+            maxima = np.zeros(blocks)
+            np.maximum.at(maxima, found // BLOCK, impact)
+            bounds = segment.block_maxima[place] / 255 * np.float64(segment.term_maxima[term])
+            assert np.all(bounds * (1 + 2**-20) >= maxima)
+            assert np.all(bounds <= maxima + segment.term_maxima[term] / 254)
 
 
 @pytest.mark.parametrize("impacts", ["f32", "f16", "u8"])
@@ -210,7 +237,6 @@ def test_bytes_are_deterministic_and_any_safetensors_reader_opens_them(tmp_path,
     for name, array in arrays.items():
         np.testing.assert_array_equal(getattr(segment, name), array)
         assert getattr(segment, name).ctypes.data % array.itemsize == 0
-    assert arrays["terms"].dtype == np.uint16
 
 
 def test_damage_and_unknown_versions_are_refused(tmp_path):
@@ -225,8 +251,8 @@ def test_damage_and_unknown_versions_are_refused(tmp_path):
     damaged.write_bytes(content + b"x")
     with pytest.raises(CorruptObjectError, match="damaged"):
         Segment(damaged)
-    damaged.write_bytes(content.replace(b'"format_version":"2"', b'"format_version":"9"'))
-    with pytest.raises(CorruptObjectError, match="version '9' is unknown"):
+    damaged.write_bytes(content.replace(b'"format_version":"3"', b'"format_version":"2"'))
+    with pytest.raises(CorruptObjectError, match=r"reads format version 3, not version '2'\. Rebuild the index"):
         Segment(damaged)
     damaged.write_bytes(content.replace(b"raydistill-segment", b"somebodys--segment"))
     with pytest.raises(CorruptObjectError, match="somebodys--segment"):

@@ -78,7 +78,7 @@ class StoredPostings:
         for entry in version.segments:
             segment, deleted = Segment(version.fetch(entry)), deleted_passages(version, entry)
             self._segments.append((segment, deleted, place))
-            self.document_frequency += np.diff(segment.term_offsets)
+            self.document_frequency += segment.document_frequency
             gone = _rows(segment, deleted).term_ids
             self.document_frequency -= np.bincount(gone, minlength=version.vocabulary_size)
             place += entry.live
@@ -89,12 +89,9 @@ class StoredPostings:
         passages: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
         impacts: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)]
         for segment, deleted, place in self._segments:
-            start, stop = int(segment.term_offsets[term]), int(segment.term_offsets[term + 1])
-            if start == stop:
+            if not segment.document_frequency[term]:
                 continue
-            codes = segment.codes(segment.posting_impacts[start:stop])
-            found = codes if segment.decoding is None else segment.decoding[codes]
-            numbers = segment.posting_passages[start:stop].astype(np.int64)
+            numbers, found = segment.postings_of(term)
             if len(deleted):
                 before = np.searchsorted(deleted, numbers)
                 kept = deleted[np.minimum(before, len(deleted) - 1)] != numbers
