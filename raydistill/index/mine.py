@@ -299,7 +299,7 @@ class _Miner:
             ):
                 column[row] = exact
             scores.append(column)
-            of_row = dict(zip(answered, map(vectors.row, range(len(rows))), strict=True))
+            of_row = dict(zip(answered, map(vectors.row, range(len(answered))), strict=True))
             rewrites.append([of_row.get(row) for row in range(len(ids))])
         return passages, scores, rewrites
 
