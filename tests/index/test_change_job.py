@@ -271,7 +271,7 @@ def test_a_compaction_that_was_interrupted_goes_on_where_it_was(world, monkeypat
     monkeypatch.setattr(change_job, "_Rewriter", None)  # nothing is rewritten again
     report = compact_index(world.config)
     assert report.changed
-    assert [segment.passages for segment in report.version.segments] == [20, 10]
+    assert [(each.passages, each.live) for each in report.version.segments] == [(25, 20), (10, 10)]
     assert not compact_index(world.config).changed
     assert pinned_versions(report.version) == {}
     assert load_version(world.config.root, "passages", 1).live == 90

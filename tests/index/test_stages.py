@@ -29,6 +29,8 @@ from raydistill.encoders.documents import load_document_encoder
 from raydistill.encoders.lexical import LexicalStatistics
 from raydistill.errors import DataError
 from raydistill.index.build import build_index, planned_index
+from raydistill.index.changes import PassageChange
+from raydistill.index.commit import commit_change
 from raydistill.index.corpus import check_judged_passages, passage_parts, prepare_corpus, quarantined_rows
 from raydistill.index.mine import candidates_artifact, mine_candidates
 from raydistill.index.passage_files import passage_batches
@@ -410,6 +412,24 @@ def test_a_further_round_adds_what_the_student_finds_and_every_teacher_scores_it
     taken = {"student": world.rewrites["one"]}
     with pytest.raises(DataError, match="a teacher is named 'student'"):
         mine_candidates(world.config, world.queries, world.set.qrels, taken, index, student)
+
+
+def test_deleted_passages_are_no_candidates_but_stay_in_what_was_mined_before(copied, minilm):
+    world = World(copied, minilm, {"c0::1": {"p3": 1, "p200": 2}})
+    before, deleted = world.mine(), ["p3", *(f"p{number}" for number in range(100, 200))]
+    made = PassageChange("delete", "d" * 64, lambda: [deleted])
+    changed = commit_change(world.config.root, world.config.index.name, made)
+    mined = mine_candidates(world.config, world.queries, world.set.qrels, world.rewrites, changed)
+
+    def rows(artifact):
+        return [row for part in artifact.manifest().parts for row in pq.read_table(artifact.fetch(part)).to_pylist()]
+
+    gone = {3, *range(100, 200)}
+    assert all(not gone & set(row["passages"]) for row in rows(mined))
+    assert any(gone & set(row["passages"]) for row in rows(before))
+    counters = mined.manifest().metadata["counters"]
+    assert (counters["gold"], counters["unknown_gold"]) == (1, 1)
+    assert world.mine() == before, "the chain keeps to the version of its corpus"
 
 
 def test_half_done_mining_is_completed_to_the_same_bytes(copied, minilm):
