@@ -78,7 +78,7 @@ class StoredPostings:
         for entry in version.segments:
             segment, deleted = Segment(version.fetch(entry)), deleted_passages(version, entry)
             self._segments.append((segment, deleted, place))
-            self.document_frequency += np.diff(segment.term_offsets)
+            self.document_frequency += _document_frequency(segment)
             gone = _rows(segment, deleted).term_ids
             self.document_frequency -= np.bincount(gone, minlength=version.vocabulary_size)
             place += entry.live
@@ -89,19 +89,26 @@ class StoredPostings:
         passages: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
         impacts: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)]
         for segment, deleted, place in self._segments:
-            start, stop = int(segment.term_offsets[term]), int(segment.term_offsets[term + 1])
-            if start == stop:
-                continue
-            codes = segment.codes(segment.posting_impacts[start:stop])
-            found = codes if segment.decoding is None else segment.decoding[codes]
-            numbers = segment.posting_passages[start:stop].astype(np.int64)
-            if len(deleted):
+            numbers, found = _postings_of(segment, term)
+            if len(deleted) and len(numbers):
                 before = np.searchsorted(deleted, numbers)
                 kept = deleted[np.minimum(before, len(deleted) - 1)] != numbers
                 numbers, found = (numbers - before)[kept], found[kept]
             passages.append(numbers + place)
             impacts.append(found)
         return np.concatenate(passages), np.concatenate(impacts)
+
+
+def _document_frequency(segment: Segment) -> NDArray[np.int64]:
+    """Return how many passages of a segment hold each term, int64 [V], deleted ones included."""
+    return np.diff(segment.term_offsets)
+
+
+def _postings_of(segment: Segment, term: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return a term's passages within a segment (int64 [D], ascending) and impacts (float32 [D])."""
+    slot = slice(int(segment.term_offsets[term]), int(segment.term_offsets[term + 1]))
+    codes = segment.codes(segment.posting_impacts[slot])
+    return segment.posting_passages[slot].astype(np.int64), codes if segment.decoding is None else segment.decoding[codes]
 
 
 def largest_impact(version: IndexVersion, entries: Sequence[SegmentEntry]) -> float:
