@@ -1,6 +1,6 @@
 """Exact search of many queries at once on a GPU, for mining: blocks of forward vectors as CSR matrices times queries.
 
-A block of passages is copied to the device as it is stored, decoded there, and multiplied with slices of the queries as
+A block of passages is copied to the device, its impacts as they are stored, and multiplied with slices of the queries as
 dense columns; the best of each query are kept on the device. A block is read once for all queries of a call, so large
 batches pay.
 
@@ -11,7 +11,7 @@ further below the k-th than that bound. The kept ones are scored by the searcher
 for that, such as one with more than 64 ties at the k-th place, is searched by the searcher.
 
 Device memory: queries_at_a_time * (vocabulary * 4 + passages_at_a_time * 12) bytes and 12 bytes an entry of a block; by
-default about 1.3 GB at 30,000 terms and 120 terms a passage.
+default about 1.1 GB at 30,000 terms and 120 terms a passage (calculated).
 
 It has run on the CPU device only; no GPU was at hand.
 """

@@ -283,9 +283,9 @@ class _Miner:
         ids = _strings(queries, "query_id")
         asked: list[tuple[str, Sequence[int], SparseBatch]] = []
         for teacher, of_query in texts.items():
-            rows = [row for row, query_id in enumerate(ids) if query_id in of_query]
-            asked.append((teacher, rows, self._encoder.encode_queries([of_query[ids[row]] for row in rows])))
-            counters[f"rewrites.{teacher}"] = len(rows)
+            held = [row for row, query_id in enumerate(ids) if query_id in of_query]
+            asked.append((teacher, held, self._encoder.encode_queries([of_query[ids[row]] for row in held])))
+            counters[f"rewrites.{teacher}"] = len(held)
         encoded = [(rows, vectors) for _, rows, vectors in asked]
         if self._student is not None:
             asked.append((_STUDENT, range(len(ids)), self._student.vectors(queries)))

@@ -25,7 +25,7 @@ from raydistill.storage.store import open_store
 VOCABULARY = 60
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"file://{tmp_path}/runs" if request.param == "local" else str(request.getfixturevalue("s3_root"))
 
@@ -56,7 +56,7 @@ def dictionaries(batch: SparseBatch) -> list[dict[int, float]]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("impacts", ["f32", "f16", "u8"])
+@pytest.mark.parametrize(("root", "impacts"), [("local", "f32"), ("s3", "f16"), ("local", "u8")], indirect=["root"])
 def test_parquet_holds_the_stored_impacts_to_the_bit(root: str, tmp_path: Path, impacts: Any) -> None:
     version = publish(root, tmp_path, [random_vectors(1, 70, VOCABULARY), random_vectors(2, 33, VOCABULARY)], impacts)
     to = f"{root}/exported"
@@ -187,7 +187,9 @@ def test_names_that_an_engine_would_tear_apart_are_refused(local_version: IndexV
         run(local_version, str(tmp_path / "b"), format="opensearch", terms=str(words))
 
 
-def test_a_ciff_file_is_what_the_protobuf_library_reads(root: str, tmp_path: Path, ray_cluster: None) -> None:
+@pytest.mark.parametrize("root", ["s3"], indirect=True)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_ciff_file_is_what_the_protobuf_library_reads(root: str, tmp_path: Path) -> None:
     parts = [random_vectors(1, 300, VOCABULARY), random_vectors(2, 33, VOCABULARY)]
     version = publish(root, tmp_path, parts)
     done = run(version, f"{root}/exported", format="ciff", bits=12)

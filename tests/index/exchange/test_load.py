@@ -30,7 +30,7 @@ RAY = RayConfig(local_cpus=2)
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"file://{tmp_path}/runs" if request.param == "local" else str(request.getfixturevalue("s3_root"))
 
@@ -65,7 +65,7 @@ def refused(version: IndexVersion) -> list[tuple[str, str, str]]:
     return [(row.place.rpartition("/")[2], row.kind, row.reason) for row in rows]
 
 
-@pytest.mark.parametrize("impacts", ["f32", "f16"])
+@pytest.mark.parametrize(("root", "impacts"), [("local", "f32"), ("s3", "f16")], indirect=["root"])
 def test_what_is_exported_as_parquet_comes_back_to_the_bit(root: str, tmp_path: Path, impacts: Any) -> None:
     parts = [random_vectors(1, 70, VOCABULARY), random_vectors(2, 33, VOCABULARY)]
     version = publish(root, tmp_path, parts, impacts)
