@@ -11,9 +11,10 @@ from pathlib import Path
 from rich.console import Console
 
 from raydistill import __version__
+from raydistill.cli_change import add_change_commands
+from raydistill.cli_upkeep import add_upkeep_commands
 from raydistill.config_loading import load_config
 from raydistill.errors import RaydistillError
-from raydistill.upkeep import add_upkeep_commands
 
 STAGES = {
     "teach": "rewrite every turn with every teacher",
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     tune = commands.add_parser("tune", help="search over configurations: a study file names the base and what to try")
     _add_config_arguments(tune, until="")
     tune.set_defaults(command=_run_study)
+    add_change_commands(commands)
     demo = commands.add_parser("demo", help="run the whole chain offline on a small generated world, in minutes on a laptop")
     demo.add_argument("--seed", type=int, default=7, help="another seed gives another world (default: 7)")
     demo.add_argument(

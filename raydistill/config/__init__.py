@@ -8,6 +8,7 @@ section; everything is imported from here.
 from raydistill.config.chain import DistillConfig, RayConfig
 from raydistill.config.data import (
     ConversationSource,
+    CorpusConfig,
     DataConfig,
     PassageSource,
     Reader,
@@ -43,7 +44,7 @@ from raydistill.config.fields import (
     operational_fields,
     result_fields,
 )
-from raydistill.config.index import IndexConfig, ScoreConfig
+from raydistill.config.index import ChangeConfig, IndexConfig, ScoreConfig
 from raydistill.config.objective import (
     Bce,
     InfoNce,
@@ -90,9 +91,11 @@ __all__ = [
     "WITHOUT_FILE",
     "Attention",
     "Bce",
+    "ChangeConfig",
     "CommandLineValue",
     "ControllerConfig",
     "ConversationSource",
+    "CorpusConfig",
     "DataConfig",
     "DenseTeacherConfig",
     "DistillConfig",

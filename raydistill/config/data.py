@@ -81,23 +81,28 @@ ValidationSource = Annotated[
 ]
 
 
-class DataConfig(Section):
-    """Where the corpus and the conversations come from."""
+class CorpusConfig(Section):
+    """Files of passages."""
 
-    reader: Reader = "mtrag"
-    """Format of the conversation files (see raydistill.conversations), for sources that do not name their own."""
     corpus: Operational[tuple[Location, ...]] = Field(min_length=1)
     """URIs or absolute paths of the corpus files; a trailing * expands."""
     corpus_format: Literal["jsonl", "tsv"] = "jsonl"
     """jsonl: BEIR records {_id, title, text}; tsv: header `id text title`. Compressed by suffix .gz, .bz2, .zst."""
+    max_bad_rows: NonNegativeInt = 0
+    """Malformed rows that may be quarantined, with place and reason, in each of corpus and conversation sources."""
+
+
+class DataConfig(CorpusConfig):
+    """Where the corpus and the conversations come from."""
+
+    reader: Reader = "mtrag"
+    """Format of the conversation files (see raydistill.conversations), for sources that do not name their own."""
     train: Annotated[tuple[TrainingSource, ...], BeforeValidator(_as_list), Field(min_length=1)]
     """One source or a list of them. Query ids are unique over all of them (see prefix_ids)."""
     validation: ValidationSource | None = None
     """{share: ...} or a source of its own; None trains without looking at held-out turns. Conversations held out are not
     trained on."""
     test: ConversationSource
-    max_bad_rows: NonNegativeInt = 0
-    """Malformed rows that may be quarantined, with place and reason, in each of corpus and conversation sources."""
 
     @model_validator(mode="after")
     def _sources_have_their_own_names(self) -> DataConfig:

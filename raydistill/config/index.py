@@ -7,7 +7,19 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from raydistill.config.documents import DocumentsConfig, LexicalDocumentsConfig
-from raydistill.config.fields import Name, PoolConfig, Section
+from raydistill.config.fields import Fraction, Name, NonNegativeFloat, Operational, PoolConfig, Section
+
+
+class ChangeConfig(Section):
+    """Changes of an index by passage id, and their compaction."""
+
+    least_fill: Operational[Fraction] = 0.5
+    """`compact` merges neighbouring segments that hold less than this share of passages_per_segment."""
+    most_deleted: Operational[Fraction] = 0.2
+    """`compact` rewrites segments of which more than this share is deleted."""
+    drift: Operational[NonNegativeFloat] = 0.1
+    """lexical: share of passages added and deleted since the index was built beyond which building it anew is advised, since
+    all of them are weighted by the statistics of then."""
 
 
 class IndexConfig(Section):
@@ -20,6 +32,7 @@ class IndexConfig(Section):
     impacts: Literal["f32", "f16", "u8"] = "f16"
     """Stored precision of impacts."""
     workers: PoolConfig = PoolConfig()
+    change: Operational[ChangeConfig] = ChangeConfig()
 
 
 class ScoreConfig(Section):

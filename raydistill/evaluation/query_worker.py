@@ -20,6 +20,8 @@ from raydistill.encoders.documents import load_document_encoder
 from raydistill.encoders.interface import SparseEncoder
 from raydistill.evaluation.sparsity import active_share, query_flops
 from raydistill.evaluation.summary import Role
+from raydistill.index.forward import row_frequency
+from raydistill.index.passage_masks import others
 from raydistill.index.publish import IndexVersion
 from raydistill.index.search import Searcher, open_searcher
 from raydistill.storage.artifacts import Artifact, ArtifactWriter
@@ -102,11 +104,19 @@ class QueryWorker:
 
 
 def passage_share(searcher: Searcher) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the share of an index's passages in which each term is active, float64 [V]; reads only term offsets."""
+    """Return the share of an index's passages in which each term is active, float64 [V]; deleted passages do not count.
+
+    Reads only term offsets, and the vectors of deleted passages.
+    """
     counts = np.zeros(searcher.vocabulary_size, dtype=np.int64)
-    for segment in searcher.segments:
+    passages = searcher.passages
+    for segment, allowed in zip(searcher.segments, searcher.allowed, strict=True):
         counts += np.diff(segment.term_offsets)
-    return active_share(counts, searcher.passages)
+        if allowed is not None:
+            deleted = others(allowed, segment.passages)
+            counts -= row_frequency(segment, deleted)
+            passages -= len(deleted)
+    return active_share(counts, max(1, passages))
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -29,14 +29,16 @@ def search_segment(  # type: ignore[no-untyped-def]
     first_query,
     last_query,
     accumulators,
+    allowed,
     heap_scores,
     heap_passages,
     heap_sizes,
 ):
     """Push the passages of one segment through the heaps of queries first_query..last_query - 1.
 
-    accumulators: float32 [>= passages of the segment], all zero on entry and on return. heap_scores float32 and
-    heap_passages int64 [queries, k] are binary heaps with the worst at 0, of heap_sizes int64 [queries] items.
+    accumulators: float32 [>= passages of the segment], all zero on entry and on return. allowed: mask (see
+    `passage_masks`) of the passages that may be found, None for all. heap_scores float32 and heap_passages int64
+    [queries, k] are binary heaps with the worst at 0, of heap_sizes int64 [queries] items.
     """
     size = len(accumulators)
     for query in range(first_query, last_query):
@@ -50,12 +52,12 @@ def search_segment(  # type: ignore[no-untyped-def]
                 touched = True
         if touched:
             heap_sizes[query] = _collect(
-                accumulators, size, first_passage, heap_scores[query], heap_passages[query], heap_sizes[query]
+                accumulators, size, first_passage, allowed, heap_scores[query], heap_passages[query], heap_sizes[query]
             )
 
 
 @compiled
-def _collect(accumulators, size, first_passage, scores, passages, filled):  # type: ignore[no-untyped-def]
+def _collect(accumulators, size, first_passage, allowed, scores, passages, filled):  # type: ignore[no-untyped-def]
     # The bits of floats >= 0 order like integers, and only integer maxima are vectorised without fast-math.
     bits = accumulators.view(np.int32)
     k = len(scores)
@@ -73,6 +75,8 @@ def _collect(accumulators, size, first_passage, scores, passages, filled):  # ty
             for passage in range(start, stop):
                 score = accumulators[passage]
                 if score <= 0.0 or score < floor[0]:
+                    continue
+                if allowed is not None and not (allowed[passage >> 3] >> (passage & 7)) & 1:
                     continue
                 number = first_passage + passage
                 if filled < k:

@@ -1,8 +1,9 @@
 """The index stage on Ray: encode the parts of a corpus, one segment a part, and publish them as an index version.
 
 A lexical index is built in two passes, because BM25 needs the statistics of the whole collection before the first
-passage can be encoded. Segments are written by `segment`, committed by `publish`. Either pass continues where an
-earlier run was stopped.
+passage can be encoded. The workers are in `encode_parts`; segments are written by `segment`, committed by `publish`.
+Either pass continues where an earlier run was stopped. Segments of parts that an earlier version encoded alike are taken
+over (see `reuse`), so that after a change of one input file only its parts are encoded.
 
 Memory: the driver holds receipts and one array of document frequencies; a worker holds one part's vectors and their
 inversion, about 26 bytes a posting (3 GB for a million passages of 120 terms), besides its encoder.
@@ -11,27 +12,22 @@ inversion, about 26 bytes a posting (3 GB for a million passages of 120 terms), 
 from __future__ import annotations
 
 import logging
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from raydistill.actor_pool import map_shards
-from raydistill.config import DocumentsConfig, IndexConfig, LexicalDocumentsConfig, StudentConfig, WorkerConfig
-from raydistill.encoders.batch import SparseBatch
-from raydistill.encoders.documents import document_encoder_settings, load_document_encoder, load_term_counter
-from raydistill.encoders.interface import EncodingTally
-from raydistill.encoders.lexical import LexicalStatistics, count_statistics
+from raydistill.config import IndexConfig, LexicalDocumentsConfig, StudentConfig
+from raydistill.encoders.documents import document_encoder_settings
+from raydistill.encoders.lexical import LexicalStatistics
 from raydistill.errors import DataError
+from raydistill.index.changes import encoding_identity
 from raydistill.index.corpus import passage_parts
-from raydistill.index.encoding_summary import encoding_summary, in_words, segment_counters
-from raydistill.index.passage_files import passage_batches
+from raydistill.index.encode_parts import SegmentBuilder, StatisticsCounter, run_parts
+from raydistill.index.encoding_summary import encoding_summary, in_words
+from raydistill.index.forward import segment_frequency
 from raydistill.index.publish import IndexVersion, IndexWriter, find_version, make_current
-from raydistill.index.segment import FORMAT_VERSION, Impacts, write_segment
-from raydistill.progress import track
+from raydistill.index.reuse import Reused, reusable_segments, taken_over
+from raydistill.index.segment import FORMAT_VERSION
+from raydistill.index.summary import index_summary
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, Part, fingerprint
 from raydistill.storage.inventory import named_objects
 from raydistill.storage.store import open_store
@@ -39,15 +35,14 @@ from raydistill.storage.store import open_store
 logger = logging.getLogger("raydistill")
 _BUILD_VERSION = 1
 _LEXICON_VERSION = 1
-_PASSAGES_AT_A_TIME = 4096
-"""Read, tokenised and sorted by length together: more leave less padding (see `encoding`)."""
 
 
 def build_index(config: IndexConfig, student: StudentConfig, corpus: Artifact, root: str) -> IndexVersion:
     """Return the index version of a corpus by the configured document encoder, building what of it is missing.
 
     The version's metadata: "encoder" (what the vectors depend on), "documents" (its configuration), "impacts",
-    "corpus" (see `corpus.indexed_corpus`), "encoding" (what it took, see `encoding_summary`) and "statistics", a Part:
+    "segment_format", "corpus" (see `corpus.indexed_corpus`), "encoding" (what it took, see `encoding_summary`, and
+    "reused_segments", "reused_passages"), "summary" (see `summary.index_summary`) and "statistics", a Part:
     `version.open_statistics()` gives the bytes of `LexicalStatistics`, whose document_frequency is that of the index for
     every kind of encoder. (For a lexical one its tokens are the collection's; for others, which do not count tokens, they
     are the postings.)
@@ -71,29 +66,33 @@ def build_index(config: IndexConfig, student: StudentConfig, corpus: Artifact, r
     lexicon = _lexicon(config, encoder, corpus, root, name)
     if lexical and writer.find_statistics() is None:
         arguments = {"corpus": corpus, "lexicon": ArtifactWriter(lexicon), "student": student}
-        _run(parts, set(ArtifactWriter(lexicon).finished()), _StatisticsCounter, arguments, config.workers, "lexicon")
+        finished = set(ArtifactWriter(lexicon).finished())
+        run_parts(parts, finished, StatisticsCounter, arguments, config.workers, "lexicon")
         writer.put_statistics(_merged(lexicon, parts).to_bytes())
-    vocabulary_size = _encode(config, student, corpus, parts, writer, ArtifactWriter(lexicon))
+    reused = _reused(config, encoder, parts, writer)
+    vocabulary_size = _encode(config, student, corpus, parts, writer, ArtifactWriter(lexicon), reused)
     if not lexical and writer.find_statistics() is None:
+        _put_frequencies(ArtifactWriter(lexicon), reused)
         writer.put_statistics(_merged(lexicon, parts).to_bytes())
     found = writer.find_statistics()
     assert found is not None
-    receipts = writer.finished()
-    encoding = encoding_summary(
-        (receipts[part.name]["counters"] for part in parts if part.name in receipts),
-        int(corpus.manifest().metadata["quarantined"]),
-    )
+    statistics = LexicalStatistics.from_bytes(found[1])
+    adopted = {part: each.entry for part, each in reused.items()}
+    sources = {part.name: part.sha256 for part in parts}
+    names = [part.name for part in parts]
+    encoding = _encoding(writer, corpus, names, reused)
     logger.info("index %s: %s", config.name, in_words(encoding))
     metadata = {
         "encoder": encoder,
         "documents": config.documents.model_dump(mode="json"),
         "impacts": config.impacts,
+        "segment_format": FORMAT_VERSION,
         "corpus": {"name": corpus.name, "fingerprint": corpus.fingerprint},
         "encoding": encoding,
         "statistics": found[0].to_json(),
+        "summary": index_summary(writer.entries(names, sources, adopted), statistics.document_frequency),
     }
-    size = vocabulary_size or len(LexicalStatistics.from_bytes(found[1]).document_frequency)
-    return writer.commit([part.name for part in parts], size, metadata)
+    return writer.commit(names, vocabulary_size or len(statistics.document_frequency), metadata, sources, adopted)
 
 
 def planned_index(config: IndexConfig, student: StudentConfig, corpus: Artifact, root: str) -> IndexVersion | None:
@@ -141,6 +140,27 @@ def _merged(lexicon: Artifact, parts: Sequence[Part]) -> LexicalStatistics:
     return total
 
 
+def _reused(config: IndexConfig, encoder: dict[str, Any], parts: Sequence[Part], writer: IndexWriter) -> dict[str, Reused]:
+    """Return the segments of other versions that this one takes over, by part."""
+    existing = find_version(writer.root, writer.name, writer.fingerprint)
+    if existing is not None:  # committed, and something of it was lost since
+        return taken_over(existing)
+    lexical = isinstance(config.documents, LexicalDocumentsConfig)
+    statistics = writer.find_statistics() if lexical else None
+    identity = encoding_identity({"encoder": encoder, "impacts": config.impacts}, statistics[0].sha256 if statistics else "")
+    reused = reusable_segments(writer.root, writer.name, identity, parts)
+    if reused:
+        passages = sum(each.entry.passages for each in reused.values())
+        logger.info(
+            "index %s: %d of %d segments (%d passages) are taken over from earlier versions",
+            config.name,
+            len(reused),
+            len(parts),
+            passages,
+        )
+    return reused
+
+
 def _encode(
     config: IndexConfig,
     student: StudentConfig,
@@ -148,104 +168,41 @@ def _encode(
     parts: Sequence[Part],
     writer: IndexWriter,
     lexicon: ArtifactWriter,
+    reused: Mapping[str, Reused],
 ) -> int:
     """Build the missing segments and return the size of the vocabulary, 0 when none was missing."""
     arguments = {
         "corpus": corpus,
         "writer": writer,
-        "lexicon": lexicon,
+        "lexicon": None if isinstance(config.documents, LexicalDocumentsConfig) else lexicon,
         "documents": config.documents,
         "student": student,
         "impacts": config.impacts,
         "device": "cuda" if config.workers.gpus else "cpu",
+        "places": {part: each.place for part, each in reused.items()},
     }
-    receipts = _run(parts, set(writer.finished()), _SegmentBuilder, arguments, config.workers, "index")
+    there = {part for part, each in reused.items() if not each.lost}
+    finished = there | (set(writer.finished()) - set(reused))
+    receipts = run_parts(parts, finished, SegmentBuilder, arguments, config.workers, "index")
     return int(receipts[0]["vocabulary_size"]) if receipts else 0
 
 
-def _run(
-    parts: Sequence[Part], finished: set[str], worker: type, arguments: dict[str, Any], workers: WorkerConfig, title: str
-) -> list[dict[str, Any]]:
-    """Run the worker on every part that is not finished and return the receipts, with progress in passages."""
-    specs = [{"part": part.to_json()} for part in parts if part.name not in finished]
-    total = sum(part.rows for part in parts)
-    receipts = []
-    pool = workers if title == "index" else workers.model_copy(update={"gpus": 0.0})
-    with track(title, total, "passages") as advance:
-        advance(total - sum(int(spec["part"]["rows"]) for spec in specs))
-        for receipt in map_shards(specs, worker, arguments, pool, "index"):
-            receipts.append(receipt)
-            advance(receipt["passages"], f"{receipt['rate']:.0f}/s a worker" if "rate" in receipt else "")
-    return receipts
+def _put_frequencies(lexicon: ArtifactWriter, reused: Mapping[str, Reused]) -> None:
+    """Put the document frequencies of segments that were not encoded here, where a worker would have put them."""
+    finished = lexicon.finished()
+    for part, each in reused.items():
+        if part not in finished:
+            frequency = segment_frequency(each.version, each.entry)
+            statistics = LexicalStatistics(frequency, each.entry.passages, each.entry.postings)
+            lexicon.put_part(part, statistics.to_bytes(), ".safetensors", rows=each.entry.passages)
 
 
-class _StatisticsCounter:
-    """Counts the terms of one corpus part."""
-
-    def __init__(self, corpus: Artifact, lexicon: ArtifactWriter, student: StudentConfig) -> None:
-        self._corpus = corpus
-        self._lexicon = lexicon
-        self._counter = load_term_counter(student)
-
-    def __call__(self, spec: dict[str, Any]) -> dict[str, Any]:
-        part = Part.from_json(spec["part"])
-        texts = (
-            passage.full_text
-            for batch in passage_batches(self._corpus.fetch(part), _PASSAGES_AT_A_TIME)
-            for passage in batch
-        )
-        statistics = count_statistics(self._counter, texts)
-        self._lexicon.put_part(part.name, statistics.to_bytes(), ".safetensors", rows=statistics.passages)
-        return {"passages": statistics.passages}
-
-
-class _SegmentBuilder:
-    """Encodes one corpus part and puts its segment."""
-
-    def __init__(
-        self,
-        corpus: Artifact,
-        writer: IndexWriter,
-        lexicon: ArtifactWriter,
-        documents: DocumentsConfig,
-        student: StudentConfig,
-        impacts: Impacts,
-        device: str,
-    ) -> None:
-        self._corpus = corpus
-        self._writer = writer
-        self._lexicon = None if isinstance(documents, LexicalDocumentsConfig) else lexicon
-        self._impacts = impacts
-        found = writer.find_statistics() if self._lexicon is None else None
-        self._encoder = load_document_encoder(documents, student, found[1] if found else None, device)
-        self._free_since = time.monotonic()
-
-    def __call__(self, spec: dict[str, Any]) -> dict[str, Any]:
-        part = Part.from_json(spec["part"])
-        ids: list[str] = []
-        tally = EncodingTally()
-        vectors = SparseBatch.concatenate(list(self._encoder.encode_stream(self._texts(part, ids), tally)))
-        if self._lexicon is not None:
-            # Before the segment: whoever finds the segment may rely on its frequencies.
-            self._lexicon.put_part(part.name, _frequencies(vectors).to_bytes(), ".safetensors", rows=len(vectors))
-        with tempfile.TemporaryDirectory(prefix="raydistill-segment-") as folder:
-            path = Path(folder) / f"{part.name}.seg"
-            write_segment(path, vectors, ids, self._impacts)
-            # Reading and encoding; what it takes to store the segment is in the worker's next one.
-            now = time.monotonic()
-            counters = segment_counters(tally, int((vectors.lengths() == 0).sum()), now - self._free_since)
-            self._free_since = now
-            self._writer.put_segment(part.name, path, len(vectors), vectors.nnz, counters)
-        rate = len(vectors) / counters["worker_seconds"]
-        return {"passages": len(vectors), "vocabulary_size": vectors.vocabulary_size, "rate": rate}
-
-    def _texts(self, part: Part, ids: list[str]) -> Iterator[list[str]]:
-        """Yield a corpus part's texts by windows, and put their ids into the list."""
-        for passages in passage_batches(self._corpus.fetch(part), _PASSAGES_AT_A_TIME):
-            ids.extend(passage.passage_id for passage in passages)
-            yield [passage.full_text for passage in passages]
-
-
-def _frequencies(vectors: SparseBatch) -> LexicalStatistics:
-    frequency = np.bincount(vectors.term_ids, minlength=vectors.vocabulary_size).astype(np.int64)
-    return LexicalStatistics(frequency, len(vectors), vectors.nnz)
+def _encoding(writer: IndexWriter, corpus: Artifact, parts: Sequence[str], reused: Mapping[str, Reused]) -> dict[str, Any]:
+    """Return metadata["encoding"]."""
+    receipts = writer.finished()
+    counters = [receipts[part]["counters"] for part in parts if part in receipts and part not in reused]
+    return {
+        **encoding_summary(counters, int(corpus.manifest().metadata["quarantined"])),
+        "reused_segments": len(reused),
+        "reused_passages": sum(each.entry.passages for each in reused.values()),
+    }

@@ -23,7 +23,10 @@ from raydistill.errors import DataError
 from raydistill.index.publish import IndexVersion, SegmentEntry
 from raydistill.index.segment_header import SegmentHeader, corrupt, read_header
 from raydistill.index.stored_vectors import StoredVectors
+from raydistill.index.tombstones import deleted_passages
 from raydistill.storage.parts import HEAD_BYTES
+
+_ROWS_AT_A_TIME = 65_536
 
 
 class ForwardVectors:
@@ -53,7 +56,7 @@ class ForwardVectors:
 
     def _open(self, position: int) -> StoredVectors:
         if position not in self._opened:
-            self._opened[position] = _stored_vectors(self._version, self._segments[position])
+            self._opened[position] = forward_vectors(self._version, self._segments[position])
         return self._opened[position]
 
 
@@ -106,14 +109,60 @@ def gathered(
 
 
 def document_share(version: IndexVersion) -> NDArray[np.float32]:
-    """Return the share of an index's passages that hold each term, float32 [V]; fetches the term offsets alone."""
+    """Return the share of an index's passages that hold each term, float32 [V]; deleted passages do not count.
+
+    Fetches the term offsets alone, and of segments with deleted passages the forward vectors too.
+    """
+    return (document_frequency(version) / max(1, version.live)).astype(np.float32)
+
+
+def document_frequency(version: IndexVersion) -> NDArray[np.int64]:
+    """Return how many passages that are not deleted hold each term, int64 [V]."""
     counts = np.zeros(version.vocabulary_size, dtype=np.int64)
     for segment in version.segments:
-        counts += np.diff(_section(version, segment, _header(version, segment), "term_offsets"))
-    return (counts / max(1, version.passages)).astype(np.float32)
+        counts += segment_frequency(version, segment)
+        if segment.tombstone is not None:
+            counts -= row_frequency(forward_vectors(version, segment), deleted_passages(version, segment))
+    return counts
 
 
-def _header(version: IndexVersion, segment: SegmentEntry) -> SegmentHeader:
+def segment_frequency(version: IndexVersion, segment: SegmentEntry) -> NDArray[np.int64]:
+    """Return how many passages of a segment hold each term, int64 [V], deleted ones included; fetches the term offsets."""
+    return np.diff(_section(version, segment, segment_header(version, segment), "term_offsets"))
+
+
+def row_frequency(stored: StoredVectors, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many of some rows of a segment, int64 [C], hold each term: int64 [V]."""
+    counts = np.zeros(stored.vocabulary_size, dtype=np.int64)
+    for start in range(0, len(rows), _ROWS_AT_A_TIME):
+        vectors = gathered_rows(stored, rows[start : start + _ROWS_AT_A_TIME])
+        counts += np.bincount(vectors.term_ids, minlength=stored.vocabulary_size)
+    return counts
+
+
+def gathered_rows(stored: StoredVectors, rows: NDArray[np.int64]) -> SparseBatch:
+    """Return the vectors of some rows of one segment, int64 [C], impacts as float32."""
+    return gathered(lambda _: stored, np.zeros(len(rows), dtype=np.int64), rows, stored.vocabulary_size)
+
+
+def forward_vectors(version: IndexVersion, segment: SegmentEntry) -> StoredVectors:
+    """Return a segment's forward vectors, mapped; fetches their three sections."""
+    header = segment_header(version, segment)
+    arrays = [_section(version, segment, header, name) for name in ("row_offsets", "terms", "impacts")]
+    return StoredVectors(header, *arrays)
+
+
+def passage_id_arrays(
+    version: IndexVersion, segment: SegmentEntry
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint32]]:
+    """Return a segment's id_offsets, id_bytes and id_order (see `segment`), mapped; fetches these sections alone."""
+    header = segment_header(version, segment)
+    offsets, content, order = (_section(version, segment, header, name) for name in ("id_offsets", "id_bytes", "id_order"))
+    return offsets, content, order
+
+
+def segment_header(version: IndexVersion, segment: SegmentEntry) -> SegmentHeader:
+    """Return a segment's header; fetches the beginning of its file."""
     size = min(HEAD_BYTES, segment.size)
     path, start = version.fetch_range(segment, 0, size, segment.head_sha256)
     with path.open("rb") as file:
@@ -131,9 +180,3 @@ def _section(version: IndexVersion, segment: SegmentEntry, header: SegmentHeader
         return np.zeros(section.shape, dtype=section.dtype)
     path, start = version.fetch_range(segment, section.start, section.size, section.sha256)
     return section.view(np.asarray(np.memmap(path, dtype=np.uint8, mode="r", offset=start, shape=(section.size,))))
-
-
-def _stored_vectors(version: IndexVersion, segment: SegmentEntry) -> StoredVectors:
-    header = _header(version, segment)
-    arrays = [_section(version, segment, header, name) for name in ("row_offsets", "terms", "impacts")]
-    return StoredVectors(header, *arrays)

@@ -159,8 +159,10 @@ def _store_queries(queries: Sequence[ConversationalQuery], qrels: Qrels, config:
 
 
 def _lost_rows(index: IndexVersion) -> int:
-    """Return how many rows of the index's corpus were quarantined; that many judged passages may be unknown."""
-    return int(indexed_corpus(index).manifest().metadata["quarantined"])
+    """Return how many rows of the index's corpus were quarantined, or deleted since; that many judged passages may be
+    unknown."""
+    deleted = index.metadata.get("changed", {}).get("deleted", 0)
+    return int(indexed_corpus(index).manifest().metadata["quarantined"]) + int(deleted)
 
 
 def _run(
@@ -181,7 +183,7 @@ def _run(
 
 def _check_unknown(unknown: Sequence[str], query: str, lost_rows: int) -> None:
     if len(unknown) > lost_rows:
-        quarantined = f"; only {lost_rows} corpus rows were quarantined" if lost_rows else ""
+        quarantined = f"; only {lost_rows} corpus rows were quarantined or deleted" if lost_rows else ""
         raise DataError(
             f"qrels: passage {unknown[0]!r}, judged relevant for query {query!r}, is not in the corpus "
             f"({len(unknown)} such passages so far{quarantined}); check that data.corpus and the qrels belong together"

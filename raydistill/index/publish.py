@@ -2,11 +2,13 @@
 
     {root}/indexes/{name}/segments/{fingerprint[:16]}/{segment}-{sha8}{suffix}
                           receipts/{fingerprint[:16]}/{segment}.json
+                          statistics/{fingerprint[:16]}/…
+                          tombstones/…                      which passages of a segment are deleted (see `tombstones`)
                           manifests/{version:08d}.json      a version exists
                           CURRENT                           the version that searches use by default
 
 A version is visible to those who ask for it from its manifest on, and to everyone from the move of CURRENT on. What a
-segment contains is none of this module's business; see `segment`.
+segment contains is none of this module's business; see `segment`. How a version follows from another is in `commit`.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ import random
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from raydistill.errors import StorageError
+from raydistill.index.segment_entries import SegmentEntry, Tombstone, entry_of, renumbered
 from raydistill.storage.artifacts import tool_versions
 from raydistill.storage.cache import default_cache
 from raydistill.storage.hashing import sealed, unsealed
@@ -32,31 +35,7 @@ _SWAPS = 32
 _HISTORY = 100
 """Former versions that CURRENT remembers."""
 _STATISTICS = "statistics"
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentEntry:
-    """One segment of a version.
-
-    Attributes:
-        name: of the segment; segments keep it from version to version.
-        key: where it lies, relative to the run root.
-        size: bytes.
-        sha256: of the file, 64 hex characters.
-        passages: how many it holds.
-        first_passage: number of its first passage within the index; the segment's own numbers begin at 0.
-        postings: (term, passage) pairs.
-        head_sha256: of the first HEAD_BYTES of the file (see raydistill.storage.parts).
-    """
-
-    name: str
-    key: str
-    size: int
-    sha256: str
-    passages: int
-    first_passage: int
-    postings: int
-    head_sha256: str = ""
+_FREQUENCIES = "frequencies"
 
 
 @dataclass(frozen=True)
@@ -70,8 +49,9 @@ class IndexVersion:
         fingerprint: of everything that decides the content, 64 hex characters.
         segments: in order of first_passage.
         vocabulary_size: terms of the encoder.
-        passages: of all segments.
-        metadata: "encoder", "documents", "statistics" (a Part, where there is one) and what else the builder tells.
+        passages: of all segments, deleted ones included.
+        metadata: "encoder", "documents", "statistics" (a Part, where there is one), "summary" (see `summary`) and what else
+            the builder tells. One that follows from another version has its number as "base" (see `commit`).
     """
 
     root: str
@@ -88,8 +68,26 @@ class IndexVersion:
         """Where the version's manifest lies."""
         return f"{self.root.rstrip('/')}/{_manifest_key(self.name, self.version)}"
 
-    def fetch(self, segment: SegmentEntry) -> Path:
-        """Return a local, read-only file of the segment, verified once a process. Raises CorruptObjectError if damaged."""
+    @property
+    def deleted(self) -> int:
+        """How many passages are deleted."""
+        return sum(segment.deleted for segment in self.segments)
+
+    @property
+    def live(self) -> int:
+        """How many passages can be found."""
+        return self.passages - self.deleted
+
+    @property
+    def object_keys(self) -> frozenset[str]:
+        """Keys of all objects that the version needs, its manifest aside: what must not be collected as garbage."""
+        parts = [Part.from_json(self.metadata[name]) for name in (_STATISTICS, _FREQUENCIES) if name in self.metadata]
+        tombstones = [segment.tombstone for segment in self.segments if segment.tombstone]
+        keys = [segment.key for segment in self.segments] + [each.key for each in tombstones]
+        return frozenset(keys + [part.key for part in parts])
+
+    def fetch(self, segment: SegmentEntry | Tombstone) -> Path:
+        """Return a local, read-only file of the object, verified once a process. Raises CorruptObjectError if damaged."""
         return default_cache().fetch(open_store(self.root), segment.key, segment.size, segment.sha256)
 
     def fetch_range(self, segment: SegmentEntry, start: int, size: int, sha256: str) -> tuple[Path, int]:
@@ -98,8 +96,19 @@ class IndexVersion:
         return default_cache().fetch_range(open_store(self.root), segment.key, start, size, sha256)
 
     def open_statistics(self) -> bytes | None:
-        """Return the collection statistics of a lexical index, verified; None for encoders that need none."""
-        fields = self.metadata.get(_STATISTICS)
+        """Return the collection statistics of a lexical index, verified; None for encoders that need none.
+
+        The passages of a lexical index that was changed stay encoded by the statistics it was built with: these.
+        """
+        return self._open_part(_STATISTICS)
+
+    def open_frequencies(self) -> bytes | None:
+        """Return the document frequencies of the passages that are not deleted (`LexicalStatistics`, whose tokens are
+        postings unless the index is as it was built); None where none were stored."""
+        return self._open_part(_FREQUENCIES if _FREQUENCIES in self.metadata else _STATISTICS)
+
+    def _open_part(self, name: str) -> bytes | None:
+        fields = self.metadata.get(name)
         if fields is None:
             return None
         part = Part.from_json(fields)
@@ -118,7 +127,7 @@ class IndexVersion:
     def from_json(cls, fields: Mapping[str, Any]) -> IndexVersion:
         """Return the version that `to_json` described; further fields are ignored."""
         known = {spot.name: fields[spot.name] for spot in dataclasses.fields(cls)}
-        known["segments"] = tuple(SegmentEntry(**segment) for segment in fields["segments"])
+        known["segments"] = tuple(map(SegmentEntry.from_json, fields["segments"]))
         return cls(**known)
 
 
@@ -169,18 +178,46 @@ class IndexWriter:
             return None
         return part, default_cache().fetch(open_store(self.root), part.key, part.size, part.sha256).read_bytes()
 
-    def commit(self, segment_names: Sequence[str], vocabulary_size: int, metadata: Mapping[str, Any]) -> IndexVersion:
-        """Publish the segments as the next version, in this order, make it current, and return it.
+    def entries(
+        self,
+        names: Sequence[str],
+        sources: Mapping[str, str] | None = None,
+        adopted: Mapping[str, SegmentEntry] | None = None,
+    ) -> tuple[SegmentEntry, ...]:
+        """Return the finished segments in this order, numbered from 0 on.
+
+        Args:
+            names: of the segments.
+            sources: name -> SHA-256 of the corpus part it was encoded from, where that is known.
+            adopted: name -> segment of another version that takes the place of one of ours. Nothing of it is deleted here.
+
+        Raises StorageError when a segment is missing.
+        """
+        adopted, sources = adopted or {}, sources or {}
+        own = [name for name in names if name not in adopted]
+        parts = chosen_parts(self._segments.finished(), own, f"{self.root}/indexes/{self.name}") if own else ()
+        by_name = {part.name: entry_of(part, sources.get(part.name, "")) for part in parts}
+        return renumbered([replace(adopted.get(name) or by_name[name], name=name, tombstone=None) for name in names])
+
+    def commit(
+        self,
+        segment_names: Sequence[str],
+        vocabulary_size: int,
+        metadata: Mapping[str, Any],
+        sources: Mapping[str, str] | None = None,
+        adopted: Mapping[str, SegmentEntry] | None = None,
+    ) -> IndexVersion:
+        """Publish the segments as the next version, in this order, make it current, and return it; see `entries`.
 
         A version with the same fingerprint is returned instead of a second one. Raises StorageError when a segment is
         missing.
         """
         # Listed once: a twin that commits after this listing is met at the number that both then try to take.
-        numbers = _version_numbers(self.root, self.name)
+        numbers = version_numbers(self.root, self.name)
         version = _newest_with(self.root, self.name, numbers, self.fingerprint)
         if version is None:
-            parts = chosen_parts(self._segments.finished(), segment_names, f"{self.root}/indexes/{self.name}")
-            version = self._publish(max(numbers, default=0) + 1, _numbered(parts), vocabulary_size, metadata)
+            segments = self.entries(segment_names, sources, adopted)
+            version = self._publish(max(numbers, default=0) + 1, segments, vocabulary_size, metadata)
         make_current(version)
         return version
 
@@ -188,7 +225,6 @@ class IndexWriter:
         self, number: int, segments: tuple[SegmentEntry, ...], vocabulary_size: int, metadata: Mapping[str, Any]
     ) -> IndexVersion:
         """Take the first version number that is free, from `number` on; a twin with our fingerprint has done our work."""
-        store = open_store(self.root)
         while True:
             version = IndexVersion(
                 root=self.root,
@@ -200,21 +236,27 @@ class IndexWriter:
                 passages=sum(segment.passages for segment in segments),
                 metadata=dict(metadata),
             )
-            # The operation id makes the bytes ours alone: a lost answer is not mistaken for another writer's commit.
-            store.put_if_absent(_manifest_key(self.name, number), sealed({**version.to_json(), **_origin()}))
-            published = load_version(self.root, self.name, number)
+            published = put_manifest(version)
             if published.fingerprint == self.fingerprint:
                 return published
             number += 1
 
 
+def put_manifest(version: IndexVersion) -> IndexVersion:
+    """Take the version's number and return who has it now: this version, or whichever took the number before."""
+    # The operation id makes the bytes ours alone: a lost answer is not mistaken for another writer's commit.
+    content = sealed({**version.to_json(), **origin()})
+    open_store(version.root).put_if_absent(_manifest_key(version.name, version.version), content)
+    return load_version(version.root, version.name, version.version)
+
+
 def find_version(root: str, name: str, fingerprint: str) -> IndexVersion | None:
     """Return the newest version with this fingerprint, or None."""
-    return _newest_with(root, name, _version_numbers(root, name), fingerprint)
+    return _newest_with(root, name, version_numbers(root, name), fingerprint)
 
 
 def _newest_with(root: str, name: str, numbers: Sequence[int], fingerprint: str) -> IndexVersion | None:
-    for number in sorted(numbers, reverse=True):
+    for number in reversed(numbers):
         version = load_version(root, name, number)
         if version.fingerprint == fingerprint:
             return version
@@ -223,7 +265,7 @@ def _newest_with(root: str, name: str, numbers: Sequence[int], fingerprint: str)
 
 def current_version(root: str, name: str) -> IndexVersion:
     """Return the version that CURRENT names. Raises StorageError when the index was never published."""
-    store, key = open_store(root), _current_key(name)
+    store, key = open_store(root), current_key(name)
     if store.info(key) is None:
         raise StorageError(
             f"{store.root}/indexes/{name} holds no published index; run the index stage, or check root and name"
@@ -250,19 +292,16 @@ def make_current(version: IndexVersion, older: bool = False) -> None:
     which versions it named until when: readers may still hold them, so gc spares them for a while. Raises StorageError
     when other writers keep moving CURRENT.
     """
-    store, key = open_store(version.root), _current_key(version.name)
+    store, key = open_store(version.root), current_key(version.name)
     for swap in range(_SWAPS):
         found = store.info(key)  # before reading: if the object moves in between, the swap is refused
-        highest = 0
-        origin, history = _origin(), []
+        named = None
         if found is not None:
             named = unsealed(store.read(key), f"{store.root}/{key}")
             highest = int(named["highest"])
-            history = [*named.get("history", ()), {"version": named["version"], "until": origin["created"]}]
             if int(named["version"]) == version.version or (highest >= version.version and not older):
                 return
-        moved = {"version": version.version, "highest": max(highest, version.version), "history": history[-_HISTORY:]}
-        if store.compare_and_swap(key, sealed({**moved, **origin}), found.etag if found else None):
+        if store.compare_and_swap(key, moved_current(named, version), found.etag if found else None):
             return
         time.sleep(random.uniform(0, 0.01 * (swap + 1)))
     raise StorageError(
@@ -270,17 +309,18 @@ def make_current(version: IndexVersion, older: bool = False) -> None:
     )
 
 
-def _numbered(parts: Sequence[Part]) -> tuple[SegmentEntry, ...]:
-    """Return the segments with passage numbers that go on from one to the next."""
-    segments: list[SegmentEntry] = []
-    first = 0
-    for part in parts:
-        postings = int(part.counters["postings"])
-        segments.append(
-            SegmentEntry(part.name, part.key, part.size, part.sha256, part.rows, first, postings, part.head_sha256)
-        )
-        first += part.rows
-    return tuple(segments)
+def moved_current(named: Mapping[str, Any] | None, version: IndexVersion) -> bytes:
+    """Return what CURRENT holds once it has moved to a version, from what it held before (None: it was not there).
+
+    {"version", "highest": that it ever named, "history": [{"version", "until"}, ...] of those it named before, sealed}
+    """
+    now = origin()
+    before = named or {"highest": 0}
+    history = list(before.get("history", ()))
+    if named is not None:
+        history.append({"version": named["version"], "until": now["created"]})
+    highest = max(int(before["highest"]), version.version)
+    return sealed({"version": version.version, "highest": highest, "history": history[-_HISTORY:], **now})
 
 
 def _receipt(part: Part) -> dict[str, Any]:
@@ -289,7 +329,8 @@ def _receipt(part: Part) -> dict[str, Any]:
     return {**fields, "passages": passages, "postings": postings}
 
 
-def _origin() -> dict[str, Any]:
+def origin() -> dict[str, Any]:
+    """Return who wrote a document, and when; no two calls return the same."""
     return {
         "operation_id": uuid.uuid4().hex,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -301,11 +342,13 @@ def _manifest_key(name: str, version: int) -> str:
     return f"indexes/{name}/manifests/{version:08d}.json"
 
 
-def _current_key(name: str) -> str:
+def current_key(name: str) -> str:
+    """Return the key of the object that names the current version: {"version", "highest"}, sealed."""
     return f"indexes/{name}/CURRENT"
 
 
-def _version_numbers(root: str, name: str) -> list[int]:
+def version_numbers(root: str, name: str) -> list[int]:
+    """Return the numbers of all versions whose manifest exists, ascending."""
     prefix = f"indexes/{name}/manifests/"
     stems = (info.key[len(prefix) :].removesuffix(".json") for info in open_store(root).list(prefix))
-    return [int(stem) for stem in stems if stem.isdigit()]
+    return sorted(int(stem) for stem in stems if stem.isdigit())

@@ -22,7 +22,9 @@ from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import DataError
 from raydistill.index.accumulate import score_pairs, search_segment
 from raydistill.index.forward import gathered, owning_segments
+from raydistill.index.passage_masks import Mask, members
 from raydistill.index.segment import Segment
+from raydistill.index.tombstones import live_mask
 
 if TYPE_CHECKING:
     from raydistill.index.publish import IndexVersion
@@ -51,9 +53,18 @@ class Searcher:
         first_passages: number of each segment's first passage; the ranges must not overlap. None numbers the segments
             one after another.
         threads: compute threads of `search`; they release the GIL.
+        allowed: a mask (see `passage_masks`) for each segment of the passages that are not deleted, None where none is; None
+            for no deleted passage at all. Deleted passages are never found, by query or id, but keep their numbers: whoever
+            holds a number gets its scores, vector and id.
     """
 
-    def __init__(self, segments: Sequence[Segment], first_passages: Sequence[int] | None = None, threads: int = 1) -> None:
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        first_passages: Sequence[int] | None = None,
+        threads: int = 1,
+        allowed: Sequence[Mask | None] | None = None,
+    ) -> None:
         if not segments:
             raise DataError("an index without segments cannot be searched; build it from a corpus with passages")
         sizes = sorted({segment.vocabulary_size for segment in segments})
@@ -63,8 +74,12 @@ class Searcher:
             first_passages = np.cumsum([0] + [segment.passages for segment in segments[:-1]]).tolist()
         if len(first_passages) != len(segments):
             raise DataError(f"{len(segments)} segments but {len(first_passages)} first passage numbers; give one each")
+        allowed = [None] * len(segments) if allowed is None else allowed
+        if len(allowed) != len(segments):
+            raise DataError(f"{len(segments)} segments but {len(allowed)} masks of their passages; give one each")
         order = np.argsort(np.asarray(first_passages, dtype=np.int64), kind="stable")
         self.segments = tuple(segments[position] for position in order)
+        self.allowed = tuple(allowed[position] for position in order)
         self.first_passages = np.asarray(first_passages, dtype=np.int64)[order]
         self._ends = self.first_passages + [segment.passages for segment in self.segments]
         if np.any(self.first_passages[1:] < self._ends[:-1]):
@@ -74,7 +89,7 @@ class Searcher:
 
     @property
     def passages(self) -> int:
-        """Number of passages in the collection."""
+        """Number of passages in the collection, deleted ones included."""
         return sum(segment.passages for segment in self.segments)
 
     def search(self, queries: SparseBatch, k: int) -> SearchResult:
@@ -92,7 +107,7 @@ class Searcher:
         filled = np.zeros(len(queries), dtype=np.int64)
 
         def run(bounds: tuple[int, int]) -> None:
-            for segment, first in zip(self.segments, self.first_passages.tolist(), strict=True):
+            for segment, first, allowed in zip(self.segments, self.first_passages.tolist(), self.allowed, strict=True):
                 search_segment(
                     segment.term_offsets,
                     segment.posting_passages,
@@ -105,6 +120,7 @@ class Searcher:
                     bounds[0],
                     bounds[1],
                     np.zeros(segment.passages, dtype=np.float32),
+                    allowed,
                     scores,
                     passages,
                     filled,
@@ -180,13 +196,15 @@ class Searcher:
         ]
 
     def find(self, passage_ids: Sequence[str]) -> NDArray[np.int64]:
-        """Return passage numbers by external id, int64 [len(passage_ids)]; -1 where unknown.
+        """Return passage numbers by external id, int64 [len(passage_ids)]; -1 where unknown or deleted.
 
-        An id that several segments hold resolves to the lowest number.
+        An id that several segments hold resolves to the lowest number that is not deleted.
         """
         numbers = np.full(len(passage_ids), -1, dtype=np.int64)
-        for segment, first in zip(self.segments, self.first_passages, strict=True):
+        for segment, first, allowed in zip(self.segments, self.first_passages, self.allowed, strict=True):
             local = segment.find_all(passage_ids)
+            if allowed is not None:
+                local[local >= 0] = np.where(members(allowed, local[local >= 0]), local[local >= 0], -1)
             numbers = np.where((numbers < 0) & (local >= 0), local + first, numbers)
         return numbers
 
@@ -223,4 +241,5 @@ def _sorted_result(
 def open_searcher(version: IndexVersion, threads: int = 1) -> Searcher:
     """Return a searcher over a published version; segments are fetched through the local cache and memory-mapped."""
     segments = [Segment(version.fetch(entry)) for entry in version.segments]
-    return Searcher(segments, [entry.first_passage for entry in version.segments], threads=threads)
+    first_passages = [entry.first_passage for entry in version.segments]
+    return Searcher(segments, first_passages, threads, [live_mask(version, entry) for entry in version.segments])

@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import DataError
-from raydistill.index.compiled import compiled
+from raydistill.index.passage_ids import find_ids
 from raydistill.index.postings import BLOCK, Postings, invert
 from raydistill.index.segment_header import (
     ARRAYS,
@@ -63,7 +63,9 @@ _LARGEST_F16 = 65504.0
 _SMALLEST_F16 = np.float32(2.0**-24)
 
 
-def write_segment(path: Path, vectors: SparseBatch, passage_ids: Sequence[str], impacts: Impacts) -> None:
+def write_segment(
+    path: Path, vectors: SparseBatch, passage_ids: Sequence[str], impacts: Impacts, scale: float | None = None
+) -> None:
     """Write the segment of some passages; the same input always gives the same bytes.
 
     Memory: about twice the forward vectors, for the inversion.
@@ -74,6 +76,7 @@ def write_segment(path: Path, vectors: SparseBatch, passage_ids: Sequence[str], 
         passage_ids: one id a row, distinct.
         impacts: stored precision. f16 rounds to 11 significant bits, u8 to 255 equal steps up to the segment's
             largest impact. No stored impact becomes 0: the smallest representable one takes its place.
+        scale: of u8, for vectors that were stored with it before and shall keep their codes; None: largest impact / 255.
 
     Raises:
         DataError: ids repeat or do not match the rows, or an impact exceeds what f16 can hold.
@@ -83,7 +86,7 @@ def write_segment(path: Path, vectors: SparseBatch, passage_ids: Sequence[str], 
     if len(vectors) >= 2**32:
         raise DataError(f"segment {path.name}: {len(vectors)} passages exceed 2^32 - 1; lower index.passages_per_segment")
     _check_vectors(vectors, path)
-    stored, scale = _quantised(vectors.weights, impacts, path)
+    stored, scale = _quantised(vectors.weights, impacts, path, scale)
     terms = vectors.term_ids.astype(np.uint16 if vectors.vocabulary_size <= 65536 else np.uint32)
     row_offsets = np.ascontiguousarray(vectors.indptr, dtype=np.int64)
     postings = invert(row_offsets, terms, stored, vectors.vocabulary_size)
@@ -115,8 +118,8 @@ def _check_vectors(vectors: SparseBatch, path: Path) -> None:
         raise DataError(f"segment {path.name}: impacts must be finite and > 0; the document encoder gave others")
 
 
-def _quantised(weights: NDArray[np.float32], impacts: Impacts, path: Path) -> tuple[NDArray[Any], float]:
-    """Return the stored values of float32 impacts and the factor that turns them back."""
+def _quantised(weights: NDArray[np.float32], impacts: Impacts, path: Path, kept: float | None) -> tuple[NDArray[Any], float]:
+    """Return the stored values of float32 impacts and the factor that turns them back; of u8 the kept one, if any."""
     if impacts == "f32" or not len(weights):
         return weights.astype({"f32": np.float32, "f16": np.float16, "u8": np.uint8}[impacts]), 1.0
     largest = float(weights.max())
@@ -127,7 +130,7 @@ def _quantised(weights: NDArray[np.float32], impacts: Impacts, path: Path) -> tu
                 "set index.impacts to f32 or u8"
             )
         return np.maximum(weights, _SMALLEST_F16).astype(np.float16), 1.0
-    scale = max(np.float32(largest / 255.0), np.finfo(np.float32).tiny)
+    scale = max(np.float32(largest / 255.0 if kept is None else kept), np.finfo(np.float32).tiny)
     return np.clip(np.rint(weights / scale), 1, 255).astype(np.uint8), float(scale)
 
 
@@ -236,40 +239,4 @@ class Segment(StoredVectors):
 
     def find_all(self, passage_ids: Sequence[str]) -> NDArray[np.int64]:
         """Return the numbers of passages by id, int64 [len(passage_ids)], -1 where unknown; O(log P) each."""
-        wanted = [passage_id.encode() for passage_id in passage_ids]
-        offsets = np.zeros(len(wanted) + 1, dtype=np.int64)
-        np.cumsum([len(content) for content in wanted], out=offsets[1:])
-        packed = np.frombuffer(b"".join(wanted), dtype=np.uint8)
-        numbers = np.empty(len(wanted), dtype=np.int64)
-        _binary_search(self.id_offsets, self.id_bytes, self.id_order, offsets, packed, numbers)
-        return numbers
-
-
-@compiled
-def _binary_search(id_offsets, id_bytes, id_order, offsets, wanted, numbers):  # type: ignore[no-untyped-def]
-    for query in range(len(offsets) - 1):
-        numbers[query] = -1
-        low = 0
-        high = len(id_order)
-        while low < high:
-            middle = (low + high) // 2
-            passage = id_order[middle]
-            start = id_offsets[passage]
-            length = id_offsets[passage + 1] - start
-            sought = offsets[query + 1] - offsets[query]
-            order = 0
-            for place in range(min(length, sought)):
-                left = id_bytes[start + place]
-                right = wanted[offsets[query] + place]
-                if left != right:
-                    order = -1 if left < right else 1
-                    break
-            if order == 0 and length != sought:
-                order = -1 if length < sought else 1
-            if order == 0:
-                numbers[query] = passage
-                break
-            if order < 0:
-                low = middle + 1
-            else:
-                high = middle
+        return find_ids(self.id_offsets, self.id_bytes, self.id_order, passage_ids)

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import CorruptObjectError, DataError
 from raydistill.index.compiled import compiled
+from raydistill.index.passage_masks import mask_of, mask_without, members, others
 from raydistill.index.postings import BLOCK, invert
 from raydistill.index.search import Searcher
 from raydistill.index.segment import Segment, write_segment
@@ -64,6 +65,43 @@ def test_search_equals_a_dense_product_with_ties_by_lower_number(tmp_path, parts
     passages, scores = brute_force(SparseBatch.concatenate(parts), queries, k)
     np.testing.assert_array_equal(found.passages, passages)
     np.testing.assert_array_equal(found.scores, scores)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    parts=st.lists(sparse_rows(7, 90), min_size=1, max_size=3),
+    queries=sparse_rows(7, 5),
+    k=st.integers(1, 200),
+    seed=st.integers(0, 100),
+)
+def test_passages_outside_the_mask_are_never_found_and_the_others_as_if_alone(tmp_path, parts, queries, k, seed):
+    rng = np.random.default_rng(seed)
+    segments = open_segments(tmp_path, parts)
+    deleted = [np.flatnonzero(rng.random(len(part)) < rng.choice([0.0, 0.3, 1.0])) for part in parts]
+    masks = [mask_without(len(part), gone) if len(gone) else None for part, gone in zip(parts, deleted, strict=True)]
+    searcher = Searcher(segments, allowed=masks)
+    starts = np.cumsum([0] + [len(part) for part in parts])
+    gone = np.concatenate([numbers + start for numbers, start in zip(deleted, starts, strict=False)]).astype(int)
+    everything = SparseBatch.concatenate(parts)
+    left = np.setdiff1d(np.arange(len(everything)), gone)
+    places, scores = brute_force(everything.select(left), queries, k)
+    found = searcher.search(queries, k)
+    np.testing.assert_array_equal(found.scores, scores)
+    np.testing.assert_array_equal(found.passages, np.where(places < 0, -1, np.append(left, -1)[places]))
+    ids = [f"s{part}-{row}" for part, rows in enumerate(parts) for row in range(len(rows))]
+    numbers = searcher.find(ids)
+    np.testing.assert_array_equal(numbers, np.where(np.isin(np.arange(len(ids)), gone), -1, np.arange(len(ids))))
+    # Whoever holds the number of a deleted passage still gets what belongs to it.
+    assert searcher.passage_ids(gone) == [ids[number] for number in gone]
+
+
+@given(st.integers(0, 70), st.sets(st.integers(0, 69)))
+def test_masks_hold_exactly_their_passages(passages, numbers):
+    numbers = sorted(number for number in numbers if number < passages)
+    inside = np.isin(np.arange(passages), numbers)
+    np.testing.assert_array_equal(members(mask_of(passages, numbers), np.arange(passages)), inside)
+    np.testing.assert_array_equal(members(mask_without(passages, numbers), np.arange(passages)), ~inside)
+    assert others(mask_without(passages, numbers), passages).tolist() == numbers
 
 
 @pytest.mark.parametrize("impacts", ["f32", "f16", "u8"])
