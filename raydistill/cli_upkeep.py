@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -79,11 +79,11 @@ def _add_lease(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def _writing(options: argparse.Namespace) -> Iterator[None]:
-    from raydistill.storage.lease import single_writer
+    from raydistill.storage.lease import writing
     from raydistill.storage.probe import check_root
 
     check_root(options.root, options.single_writer)
-    with single_writer(options.root, f"raydistill {options.name}") if options.single_writer else nullcontext():
+    with writing(options.root, options.single_writer, f"raydistill {options.name}"):
         yield
 
 

@@ -28,6 +28,7 @@ from raydistill.index.segment_entries import SegmentEntry, Tombstone, entry_of, 
 from raydistill.storage.artifacts import tool_versions
 from raydistill.storage.cache import default_cache
 from raydistill.storage.hashing import sealed, unsealed
+from raydistill.storage.inventory import named_objects
 from raydistill.storage.parts import Part, PartLedger, chosen_parts
 from raydistill.storage.store import open_store
 
@@ -242,8 +243,25 @@ class IndexWriter:
             number += 1
 
 
+def missing_objects(version: IndexVersion) -> list[str]:
+    """Return the keys of what a version names of its index and the store does not hold in full, by one listing."""
+    prefix = f"indexes/{version.name}/"
+    found = {info.key: info.size for info in open_store(version.root).list(prefix)}
+    named = [each for each in named_objects(version.to_json()) if each.key.startswith(prefix)]
+    return [each.key for each in named if found.get(each.key) != each.size]
+
+
 def put_manifest(version: IndexVersion) -> IndexVersion:
-    """Take the version's number and return who has it now: this version, or whichever took the number before."""
+    """Take the version's number and return who has it now: this version, or whichever took the number before.
+
+    Raises StorageError when something that it names is not there (any more).
+    """
+    missing = missing_objects(version)
+    if missing:
+        raise StorageError(
+            f"{version.uri} was not published: {version.root}/{missing[0]} is gone, which was there before; gc may have "
+            "removed it, or somebody by hand: run the same again, which makes it anew"
+        )
     # The operation id makes the bytes ours alone: a lost answer is not mistaken for another writer's commit.
     content = sealed({**version.to_json(), **origin()})
     open_store(version.root).put_if_absent(_manifest_key(version.name, version.version), content)
@@ -343,7 +361,7 @@ def _manifest_key(name: str, version: int) -> str:
 
 
 def current_key(name: str) -> str:
-    """Return the key of the object that names the current version: {"version", "highest"}, sealed."""
+    """Return the key of the object that names the current version (see `moved_current`)."""
     return f"indexes/{name}/CURRENT"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -14,7 +15,7 @@ from raydistill.cli import main
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import CorruptObjectError, StorageError
 from raydistill.index.commit import commit_change
-from raydistill.index.publish import IndexVersion, current_version, load_version, make_current
+from raydistill.index.publish import IndexVersion, current_version, load_version, make_current, put_manifest
 from raydistill.index.search import open_searcher
 from raydistill.storage.artifacts import ArtifactWriter
 from raydistill.storage.collect import Policy, collect
@@ -22,7 +23,16 @@ from raydistill.storage.store import open_store
 from raydistill.storage.verify import verify
 from tests.index import change_world
 from tests.storage.fault_proxy import FaultProxy
-from tests.upkeep.root_world import artifact_at, build_index, everything, key_of, keys, make_artifact, parquet
+from tests.upkeep.root_world import (
+    artifact_at,
+    build_index,
+    everything,
+    index_fingerprint,
+    key_of,
+    keys,
+    make_artifact,
+    parquet,
+)
 
 DAY = 86400.0
 AT_ONCE = Policy(keep_versions=1, grace_seconds=0)
@@ -270,6 +280,16 @@ def test_a_commit_that_has_read_its_receipts_wins_against_gc(s3_root: str, fault
     assert not any("_receipts" in key for key in keys(s3_root))
     assert collect(s3_root, AT_ONCE, delete=True).removed == {}
     assert [writer.artifact.fetch(part).stat().st_size for part in manifest.parts] == [part.size for part in manifest.parts]
+
+
+def test_a_version_whose_segments_were_removed_meanwhile_is_not_published(root: str) -> None:
+    first = build_index(root, "first")
+    build_index(root, "second")
+    taken_over = replace(first, version=3, fingerprint=index_fingerprint("third"))
+    collect(root, AT_ONCE, delete=True)
+    with pytest.raises(StorageError, match=r"was not published: .*segments/.* is gone.*run the same again"):
+        put_manifest(taken_over)
+    assert version_numbers(root) == [2]
 
 
 def test_the_command_is_a_dry_run_unless_told_otherwise(root: str, capsys: pytest.CaptureFixture[str]) -> None:
