@@ -13,9 +13,9 @@ from rich.console import Console
 from raydistill import __version__
 from raydistill.cli_change import add_change_commands
 from raydistill.cli_exchange import add_exchange_commands
+from raydistill.cli_upkeep import add_upkeep_commands
 from raydistill.config_loading import load_config
 from raydistill.errors import RaydistillError
-from raydistill.upkeep import add_upkeep_commands
 
 STAGES = {
     "teach": "rewrite every turn with every teacher",

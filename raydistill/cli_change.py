@@ -53,9 +53,13 @@ def _command(
 
 def _run(options: argparse.Namespace) -> int:
     from raydistill.index.change_job import drift_advice
+    from raydistill.storage.lease import writing
+    from raydistill.storage.probe import check_root
 
     config = load_config(options.config, options.overrides)
-    report = options.run(options, config)
+    check_root(config.root, config.single_writer)
+    with writing(config.root, config.single_writer, "a change of the index"):
+        report = options.run(options, config)
     console = Console(soft_wrap=True)
     for line in _lines(report):
         console.print(line, highlight=False, markup=False)

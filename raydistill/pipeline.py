@@ -10,7 +10,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,7 +25,7 @@ from raydistill.inputs import RunInputs
 from raydistill.preflight import check_inputs, check_workers
 from raydistill.progress import output_console
 from raydistill.storage.artifacts import Artifact, fingerprint
-from raydistill.storage.lease import single_writer
+from raydistill.storage.lease import writing
 from raydistill.storage.store import open_store
 
 logger = logging.getLogger("raydistill")
@@ -62,16 +61,11 @@ def run(config: DistillConfig, until: str = "evaluate", dry_run: bool = False) -
 
         print_plan(chain, until)
         return
-    with writing(config):
+    with writing(config.root, config.single_writer, f"run {config.run}"):
         chain.record_config()
         connect(config.ray)
         chain.check_resources(until)
         getattr(chain, until)()
-
-
-def writing(config: DistillConfig) -> AbstractContextManager[object]:
-    """Return the context in which a run may write to its root: with `single_writer`, the root's lease is held."""
-    return single_writer(config.root, f"run {config.run}") if config.single_writer else nullcontext()
 
 
 class Chain:

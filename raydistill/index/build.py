@@ -24,13 +24,11 @@ from raydistill.index.corpus import passage_parts
 from raydistill.index.encode_parts import SegmentBuilder, StatisticsCounter, run_parts
 from raydistill.index.encoding_summary import encoding_summary, in_words
 from raydistill.index.forward import segment_frequency
-from raydistill.index.publish import IndexVersion, IndexWriter, find_version, make_current
+from raydistill.index.publish import IndexVersion, IndexWriter, find_version, make_current, missing_objects
 from raydistill.index.reuse import Reused, reusable_segments, taken_over
 from raydistill.index.segment import FORMAT_VERSION
 from raydistill.index.summary import index_summary
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, Part, fingerprint
-from raydistill.storage.inventory import named_objects
-from raydistill.storage.store import open_store
 
 logger = logging.getLogger("raydistill")
 _BUILD_VERSION = 1
@@ -99,16 +97,8 @@ def planned_index(config: IndexConfig, student: StudentConfig, corpus: Artifact,
     """Return the version that `build_index` would return without building anything, or None."""
     encoder = document_encoder_settings(config.documents, student)
     version = find_version(root, config.name, _fingerprint(config, encoder, corpus))
-    if version is None or not _is_whole(version):
-        return None
-    return version
-
-
-def _is_whole(version: IndexVersion) -> bool:
-    """Whether all that the version names is still there. What was lost is built again, to the same bytes and names."""
-    store = open_store(version.root)
-    found = {info.key: info.size for info in store.list(f"indexes/{version.name}/")}
-    return all(found.get(named.key) == named.size for named in named_objects(version.to_json()))
+    # What was lost is built again, to the same bytes and names.
+    return None if version is None or missing_objects(version) else version
 
 
 def _fingerprint(config: IndexConfig, encoder: dict[str, Any], corpus: Artifact) -> str:

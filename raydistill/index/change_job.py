@@ -189,7 +189,7 @@ def _commit(config: DistillConfig, change: Callable[[IndexVersion], IndexVersion
 
 
 def _add(config: DistillConfig, passages: CorpusConfig, operation: Any, missing_ok: bool) -> ChangeReport:
-    check_root(config.root)
+    check_root(config.root, config.single_writer)
     base = settled_head(config.root, config.index.name).version
     documents = _documents(base, config.student)
     rows = config.index.passages_per_segment

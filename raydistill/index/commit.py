@@ -43,7 +43,7 @@ class Head:
 
     Attributes:
         version: the one that CURRENT names.
-        etag: of CURRENT, read before it. named: what CURRENT holds.
+        etag: of CURRENT, read before it. named: what it holds.
         newest: highest number that any manifest has.
     """
 
@@ -51,6 +51,11 @@ class Head:
     etag: str
     named: Mapping[str, Any]
     newest: int
+
+    @property
+    def highest(self) -> int:
+        """Highest version that CURRENT ever named."""
+        return int(self.named["highest"])
 
 
 def settled_head(root: str, name: str) -> Head:
@@ -119,7 +124,7 @@ def _next_waiting(head: Head) -> IndexVersion | None:
 
 def _move(head: Head, version: IndexVersion) -> bool:
     """Move CURRENT from where the head saw it to a later version; False when it has moved since."""
-    moved = moved_current(head.named, version.version)
+    moved = moved_current(head.named, version)
     return open_store(version.root).compare_and_swap(current_key(version.name), moved, head.etag)
 
 

@@ -28,6 +28,7 @@ from raydistill.index.segment_entries import SegmentEntry, Tombstone, entry_of, 
 from raydistill.storage.artifacts import tool_versions
 from raydistill.storage.cache import default_cache
 from raydistill.storage.hashing import sealed, unsealed
+from raydistill.storage.inventory import named_objects
 from raydistill.storage.parts import Part, PartLedger, chosen_parts
 from raydistill.storage.store import open_store
 
@@ -242,8 +243,25 @@ class IndexWriter:
             number += 1
 
 
+def missing_objects(version: IndexVersion) -> list[str]:
+    """Return the keys of what a version names of its index and the store does not hold in full, by one listing."""
+    prefix = f"indexes/{version.name}/"
+    found = {info.key: info.size for info in open_store(version.root).list(prefix)}
+    named = [each for each in named_objects(version.to_json()) if each.key.startswith(prefix)]
+    return [each.key for each in named if found.get(each.key) != each.size]
+
+
 def put_manifest(version: IndexVersion) -> IndexVersion:
-    """Take the version's number and return who has it now: this version, or whichever took the number before."""
+    """Take the version's number and return who has it now: this version, or whichever took the number before.
+
+    Raises StorageError when something that it names is not there (any more).
+    """
+    missing = missing_objects(version)
+    if missing:
+        raise StorageError(
+            f"{version.uri} was not published: {version.root}/{missing[0]} is gone, which was there before; gc may have "
+            "removed it, or somebody by hand: run the same again, which makes it anew"
+        )
     # The operation id makes the bytes ours alone: a lost answer is not mistaken for another writer's commit.
     content = sealed({**version.to_json(), **origin()})
     open_store(version.root).put_if_absent(_manifest_key(version.name, version.version), content)
@@ -295,12 +313,13 @@ def make_current(version: IndexVersion, older: bool = False) -> None:
     store, key = open_store(version.root), current_key(version.name)
     for swap in range(_SWAPS):
         found = store.info(key)  # before reading: if the object moves in between, the swap is refused
-        named: Mapping[str, Any] = {}
+        named = None
         if found is not None:
             named = unsealed(store.read(key), f"{store.root}/{key}")
-            if int(named["version"]) == version.version or (int(named["highest"]) >= version.version and not older):
+            highest = int(named["highest"])
+            if int(named["version"]) == version.version or (highest >= version.version and not older):
                 return
-        if store.compare_and_swap(key, moved_current(named, version.version), found.etag if found else None):
+        if store.compare_and_swap(key, moved_current(named, version), found.etag if found else None):
             return
         time.sleep(random.uniform(0, 0.01 * (swap + 1)))
     raise StorageError(
@@ -308,14 +327,18 @@ def make_current(version: IndexVersion, older: bool = False) -> None:
     )
 
 
-def moved_current(named: Mapping[str, Any], version: int) -> bytes:
-    """Return what CURRENT holds when it moves to a version, from what it holds so far (nothing: {})."""
-    written = origin()
-    history = list(named.get("history", ()))
-    if named:
-        history.append({"version": named["version"], "until": written["created"]})
-    highest = max(int(named.get("highest", 0)), version)
-    return sealed({"version": version, "highest": highest, "history": history[-_HISTORY:], **written})
+def moved_current(named: Mapping[str, Any] | None, version: IndexVersion) -> bytes:
+    """Return what CURRENT holds once it has moved to a version, from what it held before (None: it was not there).
+
+    {"version", "highest": that it ever named, "history": [{"version", "until"}, ...] of those it named before, sealed}
+    """
+    now = origin()
+    before = named or {"highest": 0}
+    history = list(before.get("history", ()))
+    if named is not None:
+        history.append({"version": named["version"], "until": now["created"]})
+    highest = max(int(before["highest"]), version.version)
+    return sealed({"version": version.version, "highest": highest, "history": history[-_HISTORY:], **now})
 
 
 def _receipt(part: Part) -> dict[str, Any]:
@@ -338,7 +361,7 @@ def _manifest_key(name: str, version: int) -> str:
 
 
 def current_key(name: str) -> str:
-    """Return the key of the object that names the current version: {"version", "highest"}, sealed."""
+    """Return the key of the object that names the current version (see `moved_current`)."""
     return f"indexes/{name}/CURRENT"
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raydistill.errors import StorageError
-from raydistill.index.publish import IndexVersion, load_version, make_current
+from raydistill.index.publish import IndexVersion, load_version, make_current, missing_objects
 from raydistill.storage.hashing import unsealed
-from raydistill.storage.inventory import in_parallel, named_objects, role_of
+from raydistill.storage.inventory import named_objects, role_of
 from raydistill.storage.store import open_store
 
 
@@ -52,14 +52,14 @@ def roll_back(root: str, name: str, number: int) -> tuple[int | None, IndexVersi
     It stays current until something new is published. Raises StorageError when there is no such version, or when something
     that it names is missing.
     """
-    version, store = load_version(root, name, number), open_store(root)
+    version = load_version(root, name, number)
     before = _current_number(root, name)
-    for named, info in in_parallel(lambda each: store.info(each.key), named_objects(version.to_json())):
-        if info is None or info.size != named.size:
-            raise StorageError(
-                f"version {number} of {name} cannot become current: {store.root}/{named.key} is missing or cut short; "
-                f"raydistill verify {root} --index {name} tells what to do"
-            )
+    missing = missing_objects(version)
+    if missing:
+        raise StorageError(
+            f"version {number} of {name} cannot become current: {root}/{missing[0]} is missing or cut short; "
+            f"raydistill verify {root} --index {name} tells what to do"
+        )
     make_current(version, older=True)
     try:
         load_version(root, name, number)  # gc spares what is current; what it removed a moment before shows here

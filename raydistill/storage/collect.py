@@ -1,8 +1,9 @@
 """Removing what no manifest needs: old versions of indexes, parts and segments of work that was superseded or given up.
 
-Live is: every artifact's manifest, the versions of an index that are kept, CURRENT, the objects that these name, and the
-receipts of those objects. The rest of an artifact's or index's folder is dead, and is removed when it has been there for
-the grace period. Logs, checkpoints, the teachers' cache and whatever else lies under the root are left alone.
+Live is: every artifact's manifest, the versions of an index that are kept (those that an artifact's metadata name as its
+"index" among them: candidates hold passage numbers), CURRENT, the objects that these name, and the receipts of those. The
+rest of an artifact's or index's folder is dead, and is removed when it has been there for the grace period. Logs,
+checkpoints, the teachers' cache and whatever else lies under the root are left alone.
 
 What makes this safe beside writers and readers:
   - Nothing has an age of its own: unfinished work counts as old when the newest object of the whole work is. So a build
@@ -28,12 +29,13 @@ from raydistill.errors import StorageError
 from raydistill.storage.hashing import unsealed
 from raydistill.storage.inventory import Holding, holdings, in_parallel, named_objects, role_of
 from raydistill.storage.probe import SCRATCH, store_time
-from raydistill.storage.store import Leftover, ObjectInfo, ObjectStore, open_store
+from raydistill.storage.store import ObjectInfo, ObjectStore, open_store
 
 _PREFIXES = ("artifacts/", "indexes/", SCRATCH)
 SETTLE_SECONDS = 60.0
 """Longest pause between receipts and objects. A commit takes seconds from reading its receipts to its manifest."""
-_WORK = re.compile(r"indexes/[^/]+/[^/]+/[0-9a-f]{16}/")
+# What an object of an index was made for: a build by its fingerprint, a tombstone by itself.
+_WORK = re.compile(r"indexes/[^/]+/(?:tombstones/[^/]+|[^/]+/([0-9a-f]{16})/.+)")
 _OLD_VERSION, _RECEIPT, _OBJECT = "old versions", "receipts of nothing live", "objects that no manifest names"
 _LEFTOVER, _PROBE = "unfinished uploads", "probes"
 
@@ -64,10 +66,12 @@ class Collected:
 
     Attributes:
         removed: (where, what) -> (objects, bytes). young: the same, of what is dead but within the grace period.
+        pinned: (index, version) -> artifacts for whose sake alone it is kept.
     """
 
     removed: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     young: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    pinned: dict[tuple[str, int], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,33 +97,56 @@ def collect(root: str, policy: Policy, delete: bool = False, settle_seconds: flo
     first = _removed(store, policy, now, delete=(_OLD_VERSION, _RECEIPT, _PROBE), report=(_OLD_VERSION, _RECEIPT, _PROBE))
     time.sleep(min(settle_seconds, policy.grace_seconds))
     second = _removed(store, policy, now, delete=(_OBJECT,), report=(_OBJECT,))
-    return Collected({**first.removed, **second.removed}, {**first.young, **second.young})
+    return Collected({**first.removed, **second.removed}, {**first.young, **second.young}, second.pinned)
 
 
 def _removed(store: ObjectStore, policy: Policy, now: float, delete: Sequence[str], report: Sequence[str]) -> Collected:
     """Go through the root once, delete what is dead and old of the sorts in `delete`, and return that of `report`."""
     found = Collected()
     cutoff = now - policy.grace_seconds
-    for prefix in _PREFIXES:
+    pins: dict[tuple[str, int], int] = {}
+    for prefix in _PREFIXES:  # artifacts first: they pin versions of indexes
         for holding in holdings(store, prefix):
-            for dead in _dead(store, holding, policy.keep_versions, cutoff):
-                if dead.what not in report or not dead.objects:
-                    continue
-                keys = [info.key for info in dead.objects]
-                if dead.what in delete and not dead.is_young:
-                    keys = _still_dead(store, holding, keys)
-                    for _ in in_parallel(store.delete, keys):
-                        pass
-                gone = set(keys)
-                sizes = [info.size for info in dead.objects if info.key in gone]
-                _add(found.young if dead.is_young else found.removed, holding.prefix, dead.what, sizes)
+            old, live = _judged(store, holding, policy.keep_versions, cutoff, pins, found)
+            for dead in _dead(store, holding, old, live, cutoff):
+                if dead.what in report and dead.objects:
+                    gone = dead.objects
+                    if dead.what in delete and not dead.is_young:
+                        gone = _still_dead(store, holding, dead.objects)
+                        for _ in in_parallel(store.delete, [info.key for info in gone]):
+                            pass
+                    where = found.young if dead.is_young else found.removed
+                    _add(where, holding.prefix, dead.what, [info.size for info in gone])
     if _OBJECT in report:
         for leftover in list(store.leftovers()):
             is_young = leftover.modified > cutoff
             if _OBJECT in delete and not is_young:
                 store.discard(leftover)
-            _add(found.young if is_young else found.removed, _place(leftover), _LEFTOVER, [leftover.size])
+            where = found.young if is_young else found.removed
+            _add(where, leftover.key.rpartition("/")[0] + "/", _LEFTOVER, [leftover.size])
     return found
+
+
+def _judged(
+    store: ObjectStore, holding: Holding, keep: int, cutoff: float, pins: dict[tuple[str, int], int], found: Collected
+) -> tuple[list[str], set[str]]:
+    """Return the manifests of a holding that are not kept, and the keys that the kept ones name.
+
+    Takes note of what they pin, and of what is kept because it is pinned.
+    """
+    kept, old = _versions(store, holding, keep, cutoff)
+    for key in [key for key in old if _version(key) in pins]:
+        found.pinned[_version(key)] = pins[_version(key)]
+        old.remove(key)
+        kept.append(key)
+    live: set[str] = set()
+    for document in _documents(store, kept):
+        live |= {named.key for named in named_objects(document)}
+        index = document.get("metadata", {}).get("index")
+        if holding.kind == "artifact" and isinstance(index, dict) and {"name", "version"} <= index.keys():
+            pinned = (str(index["name"]), int(index["version"]))
+            pins[pinned] = pins.get(pinned, 0) + 1
+    return old, live
 
 
 def _add(where: dict[tuple[str, str], tuple[int, int]], place: str, what: str, sizes: Sequence[int]) -> None:
@@ -128,11 +155,13 @@ def _add(where: dict[tuple[str, str], tuple[int, int]], place: str, what: str, s
         where[place, what] = (objects + len(sizes), size + sum(sizes))
 
 
-def _place(leftover: Leftover) -> str:
-    return leftover.key.rpartition("/")[0] + "/"
+def _version(manifest: str) -> tuple[str, int]:
+    """Return the name of the index and the number of the version that a manifest's key stands for."""
+    _, name, _, number = manifest.split("/")
+    return name, int(number.removesuffix(".json"))
 
 
-def _dead(store: ObjectStore, holding: Holding, keep: int, cutoff: float) -> Iterator[_Dead]:
+def _dead(store: ObjectStore, holding: Holding, old: Sequence[str], live: set[str], cutoff: float) -> Iterator[_Dead]:
     """Yield what is dead in a holding, manifests before receipts before objects."""
     if holding.prefix.startswith(SCRATCH):
         for is_young in (False, True):
@@ -142,9 +171,7 @@ def _dead(store: ObjectStore, holding: Holding, keep: int, cutoff: float) -> Ite
         return
     if holding.kind not in ("artifact", "index"):
         return
-    kept, old = _versions(store, holding, keep, cutoff)
     yield _Dead(_OLD_VERSION, [holding.objects[key] for key in old], is_young=False)
-    live = set(_named_by(store, kept))
     receipts = dict(_receipts(store, holding))
     works: dict[str, list[ObjectInfo]] = {}
     for key, info in holding.objects.items():
@@ -161,14 +188,14 @@ def _work(holding: Holding, key: str) -> str | None:
     """Return what the key's object was made for: an artifact, or a build of an index. None for strangers in the folder."""
     if holding.kind == "artifact":
         return holding.prefix
-    found = _WORK.match(key)
-    return found[0].rstrip("/").rpartition("/")[2] if found else None
+    found = _WORK.fullmatch(key)
+    return (found[1] or key) if found else None
 
 
 def _versions(store: ObjectStore, holding: Holding, keep: int, cutoff: float) -> tuple[list[str], list[str]]:
     """Return the manifests that are kept and those that are not, ascending."""
     manifests = holding.with_role("manifest")
-    if holding.kind == "artifact":
+    if holding.kind != "index":
         return manifests, []
     key_of = {int(key.rpartition("/")[2].removesuffix(".json")): key for key in manifests}
     numbers = sorted(key_of)
@@ -186,9 +213,15 @@ def _versions(store: ObjectStore, holding: Holding, keep: int, cutoff: float) ->
     return [key_of[number] for number in numbers if number in kept], [key_of[n] for n in numbers if n not in kept]
 
 
-def _named_by(store: ObjectStore, manifests: Iterable[str]) -> Iterator[str]:
+def _documents(store: ObjectStore, manifests: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Yield what the manifests say that are (still) there."""
     for _, document in in_parallel(lambda key: _read(store, key), manifests):
-        yield from (named.key for named in named_objects(document))
+        if document is not None:
+            yield document
+
+
+def _named_by(store: ObjectStore, manifests: Iterable[str]) -> set[str]:
+    return {named.key for document in _documents(store, manifests) for named in named_objects(document)}
 
 
 def _receipts(store: ObjectStore, holding: Holding) -> Iterator[tuple[str, set[str]]]:
@@ -207,16 +240,16 @@ def _read(store: ObjectStore, key: str) -> dict[str, Any] | None:
         raise
 
 
-def _still_dead(store: ObjectStore, holding: Holding, keys: list[str]) -> list[str]:
+def _still_dead(store: ObjectStore, holding: Holding, infos: Sequence[ObjectInfo]) -> Sequence[ObjectInfo]:
     """Leave out what came to life since the holding was listed: by a new manifest, or by a roll-back."""
     if holding.kind == "index":
         current = _read(store, f"{holding.prefix}CURRENT") or {}
         named = f"{holding.prefix}manifests/{int(current.get('version', 0)):08d}.json"
         new = [info.key for info in store.list(f"{holding.prefix}manifests/") if info.key not in holding.objects]
-        live = {named, *_named_by(store, [*new, named])}
+        live = _named_by(store, [*new, named]) | {named}
     elif holding.kind == "artifact":
         manifest = f"{holding.prefix}_manifest.json"
-        live = set() if manifest in holding.objects else set(_named_by(store, [manifest]))
+        live = set() if manifest in holding.objects else _named_by(store, [manifest])
     else:
-        return keys
-    return [key for key in keys if key not in live]
+        return infos
+    return [info for info in infos if info.key not in live]

@@ -28,7 +28,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +109,11 @@ def single_writer(
         with suppress(StorageError):  # what ended the work matters more; the lease runs out by itself
             if lease_holder(store) == mine:
                 store.delete(LEASE_KEY)
+
+
+def writing(root: str, single: bool, purpose: str) -> AbstractContextManager[object]:
+    """Return the context in which a job may write to a root: with `single`, the root's lease is held."""
+    return single_writer(root, purpose) if single else nullcontext()
 
 
 def _take(store: ObjectStore, purpose: str, seconds: float, settle_seconds: float) -> LeaseHolder:

@@ -101,7 +101,13 @@ def _verify_holding(store: ObjectStore, holding: Holding, quick: bool, found: Ve
         found.size += holding.objects[key].size
     found.damages += _misplaced(store, holding, documents)
     checks = list(_checks(holding, documents))
-    look = partial(_sizes, store, holding) if quick else partial(_content, store)
+
+    def look(check: _Check) -> tuple[int, Damage | None]:
+        # What an artifact names of an index is looked at in full with the index.
+        if quick or not check.named.key.startswith(holding.prefix):
+            return _sizes(store, holding, check)
+        return _content(store, check)
+
     for check, (read, damage) in in_parallel(look, checks):
         found.objects += 1
         found.size += read

@@ -25,9 +25,10 @@ from raydistill.config import DistillConfig
 from raydistill.conversations.records import ConversationSet
 from raydistill.errors import RaydistillError, TuningError
 from raydistill.evaluation.evaluate import evaluate, evaluation_artifact, load_metrics
-from raydistill.pipeline import Chain, writing
+from raydistill.pipeline import Chain
 from raydistill.progress import Advance, output_console, track
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
+from raydistill.storage.lease import writing
 from raydistill.storage.store import open_store
 from raydistill.tuning.outcomes import (
     FORMAT_VERSION,
@@ -57,7 +58,7 @@ def run_study(study: Study) -> Artifact:
     chains = _shared_chains(study)
     distinct = list({id(chain): chain for chain in chains.values()}.values())
     check_study(study)
-    with writing(study.base):
+    with writing(study.base.root, study.base.single_writer, f"study {study.tune.name}"):
         connect(study.base.ray)
         for chain in distinct:
             chain.check_resources("evaluate")

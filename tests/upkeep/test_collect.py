@@ -5,20 +5,34 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
 import pytest
 
 from raydistill.cli import main
+from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import CorruptObjectError, StorageError
-from raydistill.index.publish import current_version, load_version, make_current
+from raydistill.index.commit import commit_change
+from raydistill.index.publish import IndexVersion, current_version, load_version, make_current, put_manifest
+from raydistill.index.search import open_searcher
 from raydistill.storage.artifacts import ArtifactWriter
 from raydistill.storage.collect import Policy, collect
 from raydistill.storage.store import open_store
 from raydistill.storage.verify import verify
+from tests.index import change_world
 from tests.storage.fault_proxy import FaultProxy
-from tests.upkeep.root_world import artifact_at, build_index, everything, key_of, keys, make_artifact, parquet
+from tests.upkeep.root_world import (
+    artifact_at,
+    build_index,
+    everything,
+    index_fingerprint,
+    key_of,
+    keys,
+    make_artifact,
+    parquet,
+)
 
 DAY = 86400.0
 AT_ONCE = Policy(keep_versions=1, grace_seconds=0)
@@ -131,6 +145,54 @@ def test_a_version_that_was_superseded_a_moment_ago_stays_though_it_was_never_cu
     assert version_numbers(root) == [3]
 
 
+def test_a_version_stays_while_candidates_hold_its_passage_numbers(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    first = build_index(root, "first", segments=1)
+    build_index(root, "second", segments=1)
+    third = build_index(root, "third", segments=1)
+    writer = ArtifactWriter(artifact_at(root, "mined"))
+    writer.put_part("shard-0", parquet(5), ".parquet", rows=5)
+    writer.commit(["shard-0"], {"index": first.to_json()})  # as mining does
+    assert main(["gc", root, "--keep-versions", "1", "--grace", "0", "--delete"]) == 0
+    assert "version 1 of passages is kept for 1 artifacts that hold its passage numbers" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert version_numbers(root) == [1, third.version]
+    assert verify(root).damages == []
+    open_store(root).delete(f"{writer.artifact.prefix}/_manifest.json")
+    collect(root, AT_ONCE, delete=True)
+    assert version_numbers(root) == [third.version]
+    assert not any("artifacts" in key for key in keys(root))
+
+
+def test_an_index_that_was_changed_keeps_what_its_versions_share(root: str) -> None:
+    def live(*versions: IndexVersion) -> set[str]:
+        named = set().union(*(version.object_keys for version in versions))
+        manifests = {f"indexes/passages/manifests/{version.version:08d}.json" for version in versions}
+        return named | manifests | {"indexes/passages/CURRENT"}
+
+    def held() -> set[str]:
+        return {key for key in keys(root) if "/receipts/" not in key}
+
+    names = [f"p{number}" for number in range(10)]
+    base = change_world.build(root, change_world.random_vectors(names, 1))
+    appended = change_world.apply(base, "append", change_world.random_vectors(["new", "newer"], 2))
+    deleted = change_world.apply(appended, "delete", None, ["p1", "p2", "p5"])
+    assert any("tombstones" in key for key in deleted.object_keys)
+    open_store(root).put_if_absent("indexes/passages/tombstones/0123456789abcdef-0123456789abcdef.safetensors", b"lost")
+
+    collect(root, Policy(3, 0), delete=True)
+    assert held() == live(base, appended, deleted)
+    compacted = commit_change(root, "passages", change_world.compaction(deleted, full=20))
+    assert compacted.object_keys.isdisjoint(base.object_keys - {str(base.metadata["statistics"]["key"])})
+    collect(root, Policy(2, 0), delete=True)
+    assert held() == live(deleted, compacted)
+    collect(root, AT_ONCE, delete=True)
+    assert held() == live(compacted)
+    assert verify(root).damages == []
+    assert current_version(root, "passages") == compacted
+    assert open_searcher(compacted).search(SparseBatch.from_rows([{0: 1.0}], change_world.TERMS), 20)
+
+
 def test_what_dead_writers_had_begun_is_removed(root: str, s3_endpoint: str) -> None:
     everything(root)
     if root.startswith("s3"):
@@ -218,6 +280,16 @@ def test_a_commit_that_has_read_its_receipts_wins_against_gc(s3_root: str, fault
     assert not any("_receipts" in key for key in keys(s3_root))
     assert collect(s3_root, AT_ONCE, delete=True).removed == {}
     assert [writer.artifact.fetch(part).stat().st_size for part in manifest.parts] == [part.size for part in manifest.parts]
+
+
+def test_a_version_whose_segments_were_removed_meanwhile_is_not_published(root: str) -> None:
+    first = build_index(root, "first")
+    build_index(root, "second")
+    taken_over = replace(first, version=3, fingerprint=index_fingerprint("third"))
+    collect(root, AT_ONCE, delete=True)
+    with pytest.raises(StorageError, match=r"was not published: .*segments/.* is gone.*run the same again"):
+        put_manifest(taken_over)
+    assert version_numbers(root) == [2]
 
 
 def test_the_command_is_a_dry_run_unless_told_otherwise(root: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -79,11 +79,11 @@ def _add_lease(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def _writing(options: argparse.Namespace) -> Iterator[None]:
-    from raydistill.storage.lease import single_writer
+    from raydistill.storage.lease import writing
     from raydistill.storage.probe import check_root
 
     check_root(options.root, options.single_writer)
-    with single_writer(options.root, f"raydistill {options.name}") if options.single_writer else nullcontext():
+    with writing(options.root, options.single_writer, f"raydistill {options.name}"):
         yield
 
 
@@ -126,6 +126,12 @@ def _gc(options: argparse.Namespace) -> int:
         table.add_row(escape(where), what, f"{objects:,}", f"{size:,}", "kept: too young")
     if table.rows:
         console.print(table)
+    for (index, version), artifacts in sorted(found.pinned.items()):
+        console.print(
+            f"version {version} of {index} is kept for {artifacts} artifacts that hold its passage numbers (delete their "
+            "folders, if they are no longer needed)",
+            highlight=False,
+        )
     objects, size = (sum(each[place] for each in found.removed.values()) for place in (0, 1))
     done = "removed" if options.delete else "to remove; nothing was changed, --delete removes them"
     console.print(f"{objects:,} objects, {size:,} bytes {done}", highlight=False)
@@ -140,7 +146,7 @@ def _versions(options: argparse.Namespace) -> int:
     table.add_column("fingerprint")
     for each in list_versions(options.root, options.index):
         version = each.version
-        numbers = (f"{version.passages:,}", f"{len(version.segments):,}", f"{each.size:,}")
+        numbers = (f"{version.live:,}", f"{len(version.segments):,}", f"{each.size:,}")
         current = "current" if each.is_current else ""
         table.add_row(str(version.version), current, *numbers, each.created, version.fingerprint[:16])
     output_console().print(table)
@@ -154,6 +160,6 @@ def _rollback(options: argparse.Namespace) -> int:
         before, version = roll_back(options.root, options.index, options.to)
     was = "there was none" if before is None else f"it was version {before}"
     output_console().print(
-        f"version {version.version} of {options.index} is current ({version.passages:,} passages); {was}", highlight=False
+        f"version {version.version} of {options.index} is current ({version.live:,} passages); {was}", highlight=False
     )
     return 0
