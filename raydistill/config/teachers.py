@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, PositiveInt, WrapValidator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, WrapValidator, field_validator
+from pydantic_core import PydanticCustomError
 
 from raydistill.config.fields import (
     Location,
@@ -49,32 +52,92 @@ class RecordedTeacherConfig(Section):
     rewrite strays. Where several have a text, a file's counts first, then the conversation's."""
 
 
-class TransformersTeacherConfig(Section):
+class _GeneratingTeacher(Section):
+    """What every teacher that writes rewrites with a language model is asked."""
+
+    name: Name
+    prompt: str = "zero-shot-v1"
+    """Name of a prompt template in raydistill.teachers.prompts."""
+    max_new_tokens: PositiveInt = 64
+    temperature: NonNegativeFloat = 0.0
+    """0 decodes greedily (or by beam search, where there are beams)."""
+    history_turns: NonNegativeInt = 12
+    """Most recent turns of history shown to the model."""
+    max_prompt_tokens: PositiveInt = 2048
+    """Prompt budget in tokens; oldest turns are left out first, the question never."""
+    turns_per_task: Operational[PositiveInt] = 128
+    """Turns handed to an actor at a time, and the most that a crash can lose."""
+    workers: PoolConfig = PoolConfig()
+
+
+class TransformersTeacherConfig(_GeneratingTeacher):
     """A language model run by transformers inside Ray actors."""
 
     engine: Literal["transformers"] = "transformers"
-    name: Name
     model: ModelSource
     """Hub id or folder of a causal or seq2seq language model."""
     revision: str | None = None
     """Hub revision; name a commit for results that stay the same."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
-    prompt: str = "zero-shot-v1"
-    """Name of a prompt template in raydistill.teachers.prompts."""
-    max_new_tokens: PositiveInt = 64
     num_beams: PositiveInt = 1
-    temperature: NonNegativeFloat = 0.0
-    """0 decodes greedily (or by beam search)."""
-    history_turns: NonNegativeInt = 12
-    """Most recent turns of history shown to the model."""
-    max_prompt_tokens: PositiveInt = 2048
-    """Prompt budget in tokens; oldest turns are left out first, the question never."""
     batch_tokens: Operational[PositiveInt] = 8192
     """Upper bound on padded prompt tokens in a batch."""
-    turns_per_task: Operational[PositiveInt] = 128
-    """Turns handed to an actor at a time, and the most that a crash can lose."""
     trust_remote_code: bool = False
-    workers: PoolConfig = PoolConfig()
 
 
-TeacherConfig = Annotated[RecordedTeacherConfig | TransformersTeacherConfig, Field(discriminator="engine")]
+class OpenAiTeacherConfig(_GeneratingTeacher):
+    """A language model behind an endpoint that speaks the OpenAI protocol: a hosted one, or a server of one's own."""
+
+    engine: Literal["openai"] = "openai"
+    base_url: Operational[str]
+    """Address up to and with the version, such as https://api.example.org/v1."""
+    model: str
+    """The model's id at the endpoint."""
+    identity: str | None = None
+    """What rewrites and the cache of generations know the model by; None: base_url and model. Give a model that changes its
+    address a name of its own (such as mistral-7b-fp8), and what it has written is found again."""
+    api: Literal["chat", "completions"] = "chat"
+    """chat: /chat/completions, the prompt as the user's message; completions: /completions, the prompt as it is."""
+    api_key_env: Operational[str | None] = None
+    """Name of the environment variable that holds the API key, on every node. The key itself belongs in no configuration."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of every request, such as {chat_template_kwargs: {enable_thinking: false}}; null leaves a field out
+    ({max_tokens: null, max_completion_tokens: 64})."""
+    concurrency: Operational[PositiveInt] = 16
+    """Requests in flight at most, of each actor."""
+    requests_per_minute: Operational[PositiveFloat | None] = None
+    """Limit of the endpoint, shared evenly among the actors."""
+    tokens_per_minute: Operational[PositiveFloat | None] = None
+    """Likewise; prompts and answers count."""
+    connect_timeout_s: Operational[PositiveFloat] = 10.0
+    answer_timeout_s: Operational[PositiveFloat] = 120.0
+    """To have a whole answer; then it is asked again."""
+    retries: Operational[NonNegativeInt] = 5
+    """Further tries of a request that met 429, 5xx, a broken connection, half an answer, or none."""
+    retry_wait_s: Operational[PositiveFloat] = 1.0
+    """Before the first of them; doubled each time up to a minute, less up to a half at random."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_address(cls, base_url: str) -> str:
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("must be http(s)://host[:port]/path, such as https://api.example.org/v1")
+        if parts.username or parts.password:
+            raise ValueError(
+                "must hold no user or password; put a key into an environment variable and name it in api_key_env"
+            )
+        return base_url.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _name_of_a_variable(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise PydanticCustomError(
+                "secret", "must be the name of an environment variable, such as OPENAI_API_KEY, and never the key itself"
+            )
+        return name
+
+
+GeneratingTeacherConfig = TransformersTeacherConfig | OpenAiTeacherConfig
+TeacherConfig = Annotated[RecordedTeacherConfig | GeneratingTeacherConfig, Field(discriminator="engine")]

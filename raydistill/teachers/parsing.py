@@ -89,8 +89,11 @@ def parse_rewrite(raw: str, question: str, finish_reason: str = "stop") -> Parse
     Args:
         raw: everything the model wrote.
         question: the last user utterance.
-        finish_reason: "length" when generation ended by its limit; anything else counts as complete.
+        finish_reason: "length" when generation ended by its limit, "refusal" when the server says that it refused; anything
+            else counts as complete.
     """
+    if finish_reason == "refusal":
+        return ParsedRewrite("", Failure.REFUSAL)
     answer = _THINKING.sub("", raw)
     line, rest = _first_query_line(answer)
     if not line:

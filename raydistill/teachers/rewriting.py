@@ -95,7 +95,7 @@ class Rewriter:
         prompts = [self._prompt(request) for request in requests]
         generations, cached = self._generate(prompts, self.sampling)
         rows = [rewrite_row(*pair) for pair in zip(requests, generations, strict=True)]
-        again = [n for n, row in enumerate(rows) if row.failure not in (None, Failure.ENGINE_ERROR.value)]
+        again = [n for n, row in enumerate(rows) if row.failure is not None and not Failure(row.failure).is_of_engine]
         retry = replace(self.sampling, temperature=RETRY_TEMPERATURE, top_p=RETRY_TOP_P, num_beams=1, seed=RETRY_SEED)
         second, cached_again = self._generate([prompts[n] for n in again], retry)
         recovered = 0

@@ -1,0 +1,128 @@
+"""Which engine a configuration asks for, and what identifies it. Opening one loads nothing heavy before the first prompt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from raydistill.config import GeneratingTeacherConfig, OpenAiTeacherConfig, TransformersTeacherConfig
+from raydistill.model_source import model_identity
+from raydistill.teachers.cache import EngineIdentity, GenerationCache
+from raydistill.teachers.engine import Engine, Generation, Sampling
+from raydistill.teachers.prompts import find_template
+from raydistill.teachers.rewriting import PromptTokenizer, Rewriter
+
+
+def engine_identity(teacher: GeneratingTeacherConfig) -> EngineIdentity:
+    """Return what decides a teacher's answers beside prompt and sampling. Raises ConfigError when a model is not here."""
+    if isinstance(teacher, OpenAiTeacherConfig):
+        model = teacher.identity or f"{teacher.base_url} {teacher.model}"
+        return EngineIdentity(f"{teacher.api} {model} {json.dumps(teacher.extra_body, sort_keys=True)}", "")
+    model = model_identity(teacher.model, teacher.revision, field=f"teachers.{teacher.name}.model")
+    return EngineIdentity(model, teacher.dtype)
+
+
+def open_rewriter(teacher: GeneratingTeacherConfig, cache: GenerationCache) -> Rewriter:
+    """Return what rewrites with a teacher's engine. Raises TeacherError or ConfigError when it cannot be opened."""
+    if isinstance(teacher, OpenAiTeacherConfig):
+        engine, tokenizer, budget, beams = *_endpoint(teacher), teacher.max_prompt_tokens, 1
+    else:
+        engine, tokenizer, budget = _transformers(teacher)
+        beams = teacher.num_beams
+    return Rewriter(
+        engine=engine,
+        tokenizer=tokenizer,
+        cache=cache,
+        template=find_template(teacher.prompt),
+        history_turns=teacher.history_turns,
+        max_prompt_tokens=budget,
+        sampling=Sampling(teacher.max_new_tokens, beams, teacher.temperature),
+    )
+
+
+def check_teacher(teacher: GeneratingTeacherConfig) -> None:
+    """Raise ConfigError when an endpoint's key is missing, nobody answers there, or it has no such model."""
+    if isinstance(teacher, OpenAiTeacherConfig):
+        from raydistill.teachers.openai_engine import api_key_of, check_endpoint
+
+        check_endpoint(teacher.base_url, teacher.model, api_key_of(teacher.api_key_env, teacher.name), teacher.name)
+
+
+def _endpoint(teacher: OpenAiTeacherConfig) -> tuple[Engine, PromptTokenizer]:
+    from raydistill.teachers.openai_engine import OpenAiEngine, Patience, api_key_of
+    from raydistill.teachers.openai_protocol import Wording
+
+    actors = teacher.workers.actors
+    patience = Patience(
+        concurrency=teacher.concurrency,
+        requests_per_minute=teacher.requests_per_minute and teacher.requests_per_minute / actors,
+        tokens_per_minute=teacher.tokens_per_minute and teacher.tokens_per_minute / actors,
+        connect_timeout_s=teacher.connect_timeout_s,
+        answer_timeout_s=teacher.answer_timeout_s,
+        retries=teacher.retries,
+        first_wait_s=teacher.retry_wait_s,
+    )
+    stop_at_newline = find_template(teacher.prompt).stop_at_newline
+    wording = Wording(teacher.model, teacher.api, teacher.extra_body, stop_at_newline)
+    key = api_key_of(teacher.api_key_env, teacher.name)
+    return OpenAiEngine(teacher.base_url, wording, patience, key), _RemoteTokenizer(teacher.api == "chat")
+
+
+class _RemoteTokenizer:
+    """What rendering needs to know of a model elsewhere: its server applies the chat template, and tokens are estimated."""
+
+    def __init__(self, has_chat_template: bool) -> None:
+        self.has_chat_template = has_chat_template
+
+    def count_tokens(self, prompt: str) -> int:
+        from raydistill.teachers.openai_protocol import estimated_tokens
+
+        return estimated_tokens(prompt)
+
+    def as_chat(self, message: str) -> str:
+        return message
+
+
+def _transformers(teacher: TransformersTeacherConfig) -> tuple[Engine, PromptTokenizer, int]:
+    """Return engine, tokenizer and the budget of a prompt in tokens."""
+    import torch
+
+    from raydistill.teachers.transformers_engine import ModelTokenizer, model_positions
+
+    torch.set_num_threads(max(1, int(teacher.workers.cpus)))
+    budget = teacher.max_prompt_tokens
+    positions, shared = model_positions(teacher.model, teacher.revision, teacher.trust_remote_code)
+    if positions:
+        # Rather show fewer turns than hand the model a prompt that it cannot take.
+        budget = max(1, min(budget, positions - (teacher.max_new_tokens if shared else 0)))
+    tokenizer = ModelTokenizer(teacher.model, teacher.revision, teacher.trust_remote_code)
+    return _LazyTransformers(teacher, tokenizer), tokenizer, budget
+
+
+class _LazyTransformers:
+    """The transformers engine, loaded when there is something to generate."""
+
+    def __init__(self, config: TransformersTeacherConfig, tokenizer: Any) -> None:
+        self._config, self._tokenizer = config, tokenizer
+
+    def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Generation]:
+        """Generate with the loaded engine."""
+        return self._engine.generate(prompts, sampling)
+
+    @cached_property
+    def _engine(self) -> Engine:
+        from raydistill.teachers.transformers_engine import TransformersEngine
+
+        config = self._config
+        return TransformersEngine(
+            config.model,
+            self._tokenizer,
+            revision=config.revision,
+            dtype=config.dtype,
+            batch_tokens=config.batch_tokens,
+            stop_at_newline=find_template(config.prompt).stop_at_newline,
+            trust_remote_code=config.trust_remote_code,
+            device=None if config.workers.gpus else "cpu",
+        )
