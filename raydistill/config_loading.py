@@ -25,6 +25,7 @@ from raydistill.config import (
     SpladeDocumentsConfig,
     TransformersTeacherConfig,
     ValidationShare,
+    VllmTeacherConfig,
 )
 from raydistill.errors import ConfigError
 
@@ -33,6 +34,7 @@ _MEMBERS: dict[str, type[BaseModel]] = {
     "recorded": RecordedTeacherConfig,
     "transformers": TransformersTeacherConfig,
     "openai": OpenAiTeacherConfig,
+    "vllm": VllmTeacherConfig,
     "lexical": LexicalDocumentsConfig,
     "splade": SpladeDocumentsConfig,
     "learned": LearnedDocumentsConfig,

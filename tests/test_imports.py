@@ -13,7 +13,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "raydistill"
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 # The distributed module of each room, and the one way all of them run shards.
-USES_RAY = {"actor_pool.py", "distill/train.py", "distill/document_train.py", "distill/fitting.py", "tuning/study.py"}
+USES_RAY = {
+    "actor_pool.py",
+    "distill/train.py",
+    "distill/document_train.py",
+    "distill/fitting.py",
+    "teachers/engine_actor.py",
+    "tuning/study.py",
+}
 RUNS_SHARDS = {
     "teachers/pool.py",
     "index/corpus.py",

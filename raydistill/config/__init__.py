@@ -80,6 +80,7 @@ from raydistill.config.teachers import (
     RecordedTeacherConfig,
     TeacherConfig,
     TransformersTeacherConfig,
+    VllmTeacherConfig,
 )
 from raydistill.config.train import LoggersConfig, MlflowConfig, TrainConfig, ValidationConfig
 from raydistill.config.tuning import StudyConfig, TuneConfig
@@ -159,6 +160,7 @@ __all__ = [
     "TuneConfig",
     "ValidationConfig",
     "ValidationShare",
+    "VllmTeacherConfig",
     "WorkerConfig",
     "operational_fields",
     "result_fields",

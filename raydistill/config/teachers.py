@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, WrapValidator, field_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, WrapValidator, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from raydistill.config.fields import (
@@ -139,5 +139,33 @@ class OpenAiTeacherConfig(_GeneratingTeacher):
         return name
 
 
-GeneratingTeacherConfig = TransformersTeacherConfig | OpenAiTeacherConfig
+class VllmTeacherConfig(_GeneratingTeacher):
+    """A language model run by vLLM, each of the pool's engines on GPUs of its own."""
+
+    engine: Literal["vllm"] = "vllm"
+    model: ModelSource
+    """Hub id or folder of a causal language model."""
+    revision: str | None = None
+    """Hub revision; name a commit for results that stay the same."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    tensor_parallel_size: Operational[PositiveInt] = 1
+    """GPUs of one node that share a model. `workers.actors` is the number of such engines."""
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of vllm.LLM, such as {quantization: fp8, max_model_len: 8192}."""
+    turns_per_task: Operational[PositiveInt] = 512
+    """Turns handed to an engine at a time, and the most that a crash can lose."""
+    answer_timeout_s: Operational[PositiveFloat] = 3600.0
+    """For one task, the model's loading included; an engine that takes longer counts as hung and is ended."""
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _gpus_are_the_engine_s(self) -> VllmTeacherConfig:
+        if self.workers.gpus:
+            raise ValueError(
+                f"workers.gpus is {self.workers.gpus:g}, and an engine takes tensor_parallel_size whole GPUs; leave it out"
+            )
+        return self
+
+
+GeneratingTeacherConfig = TransformersTeacherConfig | OpenAiTeacherConfig | VllmTeacherConfig
 TeacherConfig = Annotated[RecordedTeacherConfig | GeneratingTeacherConfig, Field(discriminator="engine")]

@@ -87,6 +87,10 @@ class EngineStoppedError(TeacherError):
         self.generations = tuple(generations)
 
 
+class EngineDiedError(TeacherError):
+    """An engine that is lost with whatever it held; another one may do what it could not."""
+
+
 class Engine(Protocol):
     """A language model that answers batches of prompts, in order, one Generation a prompt whatever happens to it."""
 

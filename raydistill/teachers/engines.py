@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-from raydistill.config import GeneratingTeacherConfig, OpenAiTeacherConfig, TransformersTeacherConfig
+from raydistill.config import (
+    GeneratingTeacherConfig,
+    OpenAiTeacherConfig,
+    TransformersTeacherConfig,
+    VllmTeacherConfig,
+)
 from raydistill.model_source import model_identity
 from raydistill.teachers.cache import EngineIdentity, GenerationCache
 from raydistill.teachers.engine import Engine, Generation, Sampling
@@ -21,16 +26,30 @@ def engine_identity(teacher: GeneratingTeacherConfig) -> EngineIdentity:
         model = teacher.identity or f"{teacher.base_url} {teacher.model}"
         return EngineIdentity(f"{teacher.api} {model} {json.dumps(teacher.extra_body, sort_keys=True)}", "")
     model = model_identity(teacher.model, teacher.revision, field=f"teachers.{teacher.name}.model")
+    if isinstance(teacher, VllmTeacherConfig):
+        # Kernels of its own: the same weights may write other words here.
+        model = f"vllm {model} {json.dumps(teacher.engine_args, sort_keys=True)}"
     return EngineIdentity(model, teacher.dtype)
 
 
-def open_rewriter(teacher: GeneratingTeacherConfig, cache: GenerationCache) -> Rewriter:
-    """Return what rewrites with a teacher's engine. Raises TeacherError or ConfigError when it cannot be opened."""
+def open_rewriter(teacher: GeneratingTeacherConfig, cache: GenerationCache, group_name: str = "teacher") -> Rewriter:
+    """Return what rewrites with a teacher's engine. Raises TeacherError or ConfigError when it cannot be opened.
+
+    Args:
+        group_name: what the names of placement groups begin with, for engines that have them.
+    """
+    beams = 1
     if isinstance(teacher, OpenAiTeacherConfig):
-        engine, tokenizer, budget, beams = *_endpoint(teacher), teacher.max_prompt_tokens, 1
+        engine, tokenizer, budget = *_endpoint(teacher), teacher.max_prompt_tokens
+    elif isinstance(teacher, VllmTeacherConfig):
+        tokenizer, budget = _tokenizer(teacher)
+        engine = _vllm(teacher, group_name)
     else:
-        engine, tokenizer, budget = _transformers(teacher)
-        beams = teacher.num_beams
+        import torch
+
+        torch.set_num_threads(max(1, int(teacher.workers.cpus)))
+        tokenizer, budget = _tokenizer(teacher)
+        engine, beams = _LazyTransformers(teacher, tokenizer), teacher.num_beams
     return Rewriter(
         engine=engine,
         tokenizer=tokenizer,
@@ -85,20 +104,33 @@ class _RemoteTokenizer:
         return message
 
 
-def _transformers(teacher: TransformersTeacherConfig) -> tuple[Engine, PromptTokenizer, int]:
-    """Return engine, tokenizer and the budget of a prompt in tokens."""
-    import torch
+def _vllm(teacher: VllmTeacherConfig, group_name: str) -> Engine:
+    from raydistill.teachers.engine_actor import EngineActor
+    from raydistill.teachers.vllm_engine import VllmEngine
 
+    make = partial(
+        VllmEngine,
+        teacher.model,
+        teacher.revision,
+        teacher.dtype,
+        teacher.tensor_parallel_size,
+        find_template(teacher.prompt).stop_at_newline,
+        teacher.trust_remote_code,
+        teacher.engine_args,
+    )
+    return EngineActor(make, [{"GPU": 1}] * teacher.tensor_parallel_size, group_name, teacher.answer_timeout_s)
+
+
+def _tokenizer(teacher: TransformersTeacherConfig | VllmTeacherConfig) -> tuple[Any, int]:
+    """Return the tokenizer of a model that is loaded here, and the budget of a prompt in tokens."""
     from raydistill.teachers.transformers_engine import ModelTokenizer, model_positions
 
-    torch.set_num_threads(max(1, int(teacher.workers.cpus)))
     budget = teacher.max_prompt_tokens
     positions, shared = model_positions(teacher.model, teacher.revision, teacher.trust_remote_code)
     if positions:
         # Rather show fewer turns than hand the model a prompt that it cannot take.
         budget = max(1, min(budget, positions - (teacher.max_new_tokens if shared else 0)))
-    tokenizer = ModelTokenizer(teacher.model, teacher.revision, teacher.trust_remote_code)
-    return _LazyTransformers(teacher, tokenizer), tokenizer, budget
+    return ModelTokenizer(teacher.model, teacher.revision, teacher.trust_remote_code), budget
 
 
 class _LazyTransformers:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +17,13 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from raydistill.actor_pool import map_shards
-from raydistill.config import WITHOUT_FILE, GeneratingTeacherConfig, RecordedTeacherConfig, TeacherConfig
+from raydistill.config import (
+    WITHOUT_FILE,
+    GeneratingTeacherConfig,
+    RecordedTeacherConfig,
+    TeacherConfig,
+    VllmTeacherConfig,
+)
 from raydistill.conversations.records import ConversationalQuery, Turn
 from raydistill.errors import DataError, TeacherError
 from raydistill.progress import track
@@ -44,6 +51,7 @@ _FORMAT_VERSION = 1
 _RECORDED_ROWS_PER_PART = 10_000
 _ADVICE = {
     "transformers": "correct its model, dtype or budgets, or give its workers more memory",
+    "vllm": "correct its model, dtype, engine_args or budgets",
     "openai": "correct its model or budgets, or look after its server",
 }
 """By engine: what to do when no prompt at all was answered."""
@@ -140,10 +148,11 @@ def _generated_parts(
     parts = {name: finished[name] for name in (_part_name(*each) for each in ranges) if name in finished}
     with track(f"teach {teacher.name}", len(queries), "turns") as advance:
         advance(sum(part.rows for part in parts.values()))
-        for receipt in map_shards(specs, RewriteWorker, arguments, teacher.workers, f"teachers[{teacher.name}]"):
-            part = Part.from_json(receipt)
-            parts[part.name] = part
-            advance(part.rows)
+        with _places(teacher, len(specs), artifact):
+            for receipt in map_shards(specs, RewriteWorker, arguments, teacher.workers, f"teachers[{teacher.name}]"):
+                part = Part.from_json(receipt)
+                parts[part.name] = part
+                advance(part.rows)
     return [parts[_part_name(*each)] for each in ranges]
 
 
@@ -169,7 +178,27 @@ class RewriteWorker:
     @cached_property
     def _rewriter(self) -> Rewriter:
         # Not in the constructor: an error of a Ray actor's constructor does not reach the driver as a sentence.
-        return open_rewriter(self._teacher, GenerationCache(self._artifact.root, self._identity))
+        cache = GenerationCache(self._artifact.root, self._identity)
+        return open_rewriter(self._teacher, cache, _group_name(self._artifact))
+
+
+@contextmanager
+def _places(teacher: GeneratingTeacherConfig, tasks: int, artifact: Artifact) -> Iterator[None]:
+    """Check that engines with placement groups of their own find room, and remove the groups whatever happens."""
+    if not isinstance(teacher, VllmTeacherConfig) or not tasks:
+        yield
+        return
+    from raydistill.teachers.engine_actor import remove_groups, require_places
+
+    require_places(min(teacher.workers.actors, tasks), teacher.tensor_parallel_size, teacher.name)
+    try:
+        yield
+    finally:
+        remove_groups(_group_name(artifact))
+
+
+def _group_name(artifact: Artifact) -> str:
+    return f"{artifact.name}-{artifact.fingerprint[:16]}"
 
 
 def _spec(start: int, stop: int, queries: Sequence[ConversationalQuery], history_turns: int) -> dict[str, Any]:
