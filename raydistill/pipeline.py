@@ -127,9 +127,9 @@ class Chain:
         def rewrite() -> dict[str, dict[str, Artifact]]:
             made: dict[str, dict[str, Artifact]] = {name: {} for name in inputs.taught()}
             for teacher in self.config.teachers:
-                for name, found in inputs.taught().items():
+                for name in inputs.taught():
                     if teacher in inputs.teachers_of(name):
-                        queries, identity = list(found.queries()), inputs.turns_fingerprint(name, teacher)
+                        queries, identity = inputs.asked_of(name, teacher), inputs.turns_fingerprint(name, teacher)
                         made[name][teacher.name] = teach(teacher, queries, identity, root)
             return made
 

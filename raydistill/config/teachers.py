@@ -52,6 +52,17 @@ class RecordedTeacherConfig(Section):
     rewrite strays. Where several have a text, a file's counts first, then the conversation's."""
 
 
+class RetryConfig(Section):
+    """What is done about an answer that holds no rewrite; after that, the last utterance stands in and is marked."""
+
+    tries: NonNegativeInt = 1
+    """Further tries at most."""
+    temperature: PositiveFloat = 0.7
+    """Of their sampling: decoding as before would repeat the answer."""
+    prompt: str | None = None
+    """Another prompt template; None for the same."""
+
+
 class _GeneratingTeacher(Section):
     """What every teacher that writes rewrites with a language model is asked."""
 
@@ -61,6 +72,10 @@ class _GeneratingTeacher(Section):
     max_new_tokens: PositiveInt = 64
     temperature: NonNegativeFloat = 0.0
     """0 decodes greedily (or by beam search, where there are beams)."""
+    samples: PositiveInt = 1
+    """Answers a turn, each sampled with a seed of its own. The first that holds a rewrite counts; the others are kept as
+    `alternatives` beside it."""
+    retry: RetryConfig = RetryConfig()
     history_turns: NonNegativeInt = 12
     """Most recent turns of history shown to the model."""
     max_prompt_tokens: PositiveInt = 2048
@@ -68,6 +83,12 @@ class _GeneratingTeacher(Section):
     turns_per_task: Operational[PositiveInt] = 128
     """Turns handed to an actor at a time, and the most that a crash can lose."""
     workers: PoolConfig = PoolConfig()
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> _GeneratingTeacher:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"samples is {self.samples} and temperature is 0, so all would be the same; raise temperature")
+        return self
 
 
 class TransformersTeacherConfig(_GeneratingTeacher):

@@ -10,14 +10,17 @@ from typing import Any
 from raydistill.config import (
     GeneratingTeacherConfig,
     OpenAiTeacherConfig,
+    RecordedTeacherConfig,
+    TeacherConfig,
     TransformersTeacherConfig,
     VllmTeacherConfig,
 )
+from raydistill.errors import ConfigError
 from raydistill.model_source import model_identity
 from raydistill.teachers.cache import EngineIdentity, GenerationCache
 from raydistill.teachers.engine import Engine, Generation, Sampling
-from raydistill.teachers.prompts import find_template
-from raydistill.teachers.rewriting import PromptTokenizer, Rewriter
+from raydistill.teachers.prompts import PromptTemplate, find_template
+from raydistill.teachers.rewriting import PromptTokenizer, Retry, Rewriter
 
 
 def engine_identity(teacher: GeneratingTeacherConfig) -> EngineIdentity:
@@ -58,7 +61,41 @@ def open_rewriter(teacher: GeneratingTeacherConfig, cache: GenerationCache, grou
         history_turns=teacher.history_turns,
         max_prompt_tokens=budget,
         sampling=Sampling(teacher.max_new_tokens, beams, teacher.temperature),
+        samples=teacher.samples,
+        retry=_retry(teacher),
     )
+
+
+def check_prompts(teacher: GeneratingTeacherConfig) -> None:
+    """Raise ConfigError when a teacher names a prompt that does not exist, or leaves it too few tokens for an answer."""
+    for field, name in (("prompt", teacher.prompt), ("retry.prompt", teacher.retry.prompt)):
+        fewest = find_template(name).fewest_new_tokens if name else 0
+        if teacher.max_new_tokens < fewest:
+            raise ConfigError(
+                f"teachers.{teacher.name}.max_new_tokens is {teacher.max_new_tokens}, and with {field}: {name} the model "
+                f"thinks before it writes the query; give it at least {fewest}"
+            )
+
+
+def shows_answer(teacher: TeacherConfig) -> bool:
+    """Return whether a teacher's prompts show the answer to the question that is rewritten."""
+    return any(template.shows_answer for template in _templates(teacher))
+
+
+def shows_facts(teacher: TeacherConfig) -> bool:
+    """Return whether a teacher's prompts show facts about the user."""
+    return any(template.shows_facts for template in _templates(teacher))
+
+
+def _templates(teacher: TeacherConfig) -> list[PromptTemplate]:
+    if isinstance(teacher, RecordedTeacherConfig):
+        return []
+    return [find_template(name) for name in (teacher.prompt, teacher.retry.prompt) if name]
+
+
+def _retry(teacher: GeneratingTeacherConfig) -> Retry:
+    template = find_template(teacher.retry.prompt) if teacher.retry.prompt else None
+    return Retry(teacher.retry.tries, teacher.retry.temperature, template=template)
 
 
 def check_teacher(teacher: GeneratingTeacherConfig) -> None:

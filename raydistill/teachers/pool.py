@@ -32,8 +32,7 @@ from raydistill.storage.files import input_fingerprint
 from raydistill.storage.parts import Part
 from raydistill.teachers.cache import EngineIdentity, GenerationCache
 from raydistill.teachers.engine import Failure
-from raydistill.teachers.engines import engine_identity, open_rewriter
-from raydistill.teachers.prompts import find_template
+from raydistill.teachers.engines import check_prompts, engine_identity, open_rewriter
 from raydistill.teachers.recorded import RecordedRewrites, known_nothing, recorded_rewrites
 from raydistill.teachers.rewriting import (
     Rewrite,
@@ -47,7 +46,7 @@ from raydistill.teachers.rewriting import (
 logger = logging.getLogger("raydistill")
 
 KIND = "rewrites"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _RECORDED_ROWS_PER_PART = 10_000
 _ADVICE = {
     "transformers": "correct its model, dtype or budgets, or give its workers more memory",
@@ -65,7 +64,7 @@ def teach(teacher: TeacherConfig, queries: Sequence[ConversationalQuery], querie
     prompt_tokens, generated_tokens). Finished parts and cached generations of earlier tries are used.
 
     Args:
-        queries: every query once.
+        queries: every query once. Prompts that show answers or facts show those of the queries.
         queries_fingerprint: of everything that decides the queries, and their own rewrites where the teacher reads those.
         root: run root URI.
 
@@ -107,7 +106,7 @@ def rewrites_artifact(teacher: TeacherConfig, queries_fingerprint: str, root: st
         held = "".join(f" and {place}" for place in WITHOUT_FILE if place in teacher.rewrites)
         source = input_fingerprint([uri for uri in teacher.rewrites if uri not in WITHOUT_FILE]) + held
     else:
-        find_template(teacher.prompt)
+        check_prompts(teacher)
         source = engine_identity(teacher).key
     inputs = {"queries": queries_fingerprint, "teacher": source}
     return Artifact(root, KIND, teacher.name, fingerprint(KIND, _FORMAT_VERSION, teacher, inputs))
@@ -212,15 +211,15 @@ def _spec(start: int, stop: int, queries: Sequence[ConversationalQuery], history
             if turn not in numbers:
                 numbers[turn] = len(turns)
                 turns.append([turn.question, turn.answer])
-        rows.append([query.query_id, query.question, [numbers[turn] for turn in shown]])
+        rows.append([query.query_id, query.question, [numbers[turn] for turn in shown], query.answer, list(query.facts)])
     return {"start": start, "stop": stop, "turns": turns, "queries": rows}
 
 
 def _requests(spec: Mapping[str, Any]) -> list[RewriteRequest]:
     turns = [(question, answer) for question, answer in spec["turns"]]
     return [
-        RewriteRequest(query_id, question, tuple(turns[n] for n in history))
-        for query_id, question, history in spec["queries"]
+        RewriteRequest(query_id, question, tuple(turns[n] for n in history), answer, tuple(facts))
+        for query_id, question, history, answer, facts in spec["queries"]
     ]
 
 
