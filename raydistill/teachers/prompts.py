@@ -35,8 +35,8 @@ _REASONING_INSTRUCTION = (
     "Below is a conversation between a user and a system. The user's last question is to become one search query that can "
     "be understood by someone who has not seen the conversation. First think, in at most three sentences: what do pronouns "
     "and phrases of the last question stand for, and what does it leave unsaid? Then write the query on a line of its own "
-    "that begins with 'Query:'. It keeps the meaning of the question and adds nothing that the conversation does not say. If "
-    "the question is already clear on its own, repeat it there. Do not answer the question."
+    "that begins with 'Query:'. It keeps the meaning of the question and adds nothing that the conversation does not say. "
+    "If the question is already clear on its own, repeat it there. Do not answer the question."
 )
 _ANSWER_INSTRUCTION = (
     f"{_REWRITE_INSTRUCTION} Where the conversation ends with the system's answer to the last question, take from it which "
