@@ -66,7 +66,7 @@ class EngineActor:
                     "answer_timeout_s, or give it fewer turns_per_task"
                 ) from None
             except RayActorError as error:
-                reason = " ".join(str(error).split())[:200]
+                reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()[:300]
                 self.close()
                 continue
             if isinstance(answer, list):

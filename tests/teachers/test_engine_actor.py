@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -20,6 +21,9 @@ from raydistill.teachers.engine import Engine, EngineDiedError, Generation, Samp
 from raydistill.teachers.engine_actor import EngineActor, remove_groups, require_places
 from raydistill.teachers.pool import teach
 from raydistill.teachers.transformers_engine import ModelTokenizer, TransformersEngine
+
+# Workers cannot import tests.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 PROMPTS = ["user: who built it?\nrewrite:", "and when?"]
 GREEDY = Sampling(max_new_tokens=8)
