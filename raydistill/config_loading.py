@@ -20,12 +20,14 @@ from raydistill.config import (
     ExactEngine,
     LearnedDocumentsConfig,
     LexicalDocumentsConfig,
+    OpenAiTeacherConfig,
     PassageSource,
     RecordedTeacherConfig,
     SeismicEngine,
     SpladeDocumentsConfig,
     TransformersTeacherConfig,
     ValidationShare,
+    VllmTeacherConfig,
 )
 from raydistill.errors import ConfigError
 
@@ -33,6 +35,8 @@ from raydistill.errors import ConfigError
 _MEMBERS: dict[str, type[BaseModel]] = {
     "recorded": RecordedTeacherConfig,
     "transformers": TransformersTeacherConfig,
+    "openai": OpenAiTeacherConfig,
+    "vllm": VllmTeacherConfig,
     "lexical": LexicalDocumentsConfig,
     "splade": SpladeDocumentsConfig,
     "learned": LearnedDocumentsConfig,
@@ -240,8 +244,9 @@ def _sentence(problem: Any, root: type[BaseModel]) -> str:
         message = "must be a name: up to 63 letters, digits, '.', '_' and '-', the first a letter or a digit"
     if not field:
         return str(message)  # of the whole configuration: it names its fields itself
-    # A section's values would only repeat what the sentence says.
-    if kind == "value_error" and (isinstance(problem["input"], dict) or len(str(problem["input"])) > 80):
+    # What may be a secret is not repeated, and a section's values would only repeat what the sentence says.
+    is_long = isinstance(problem["input"], dict) or len(str(problem["input"])) > 80
+    if kind == "secret" or (kind == "value_error" and is_long):
         return f"{field}: {message}"
     return f"{field}: {message}; the value is {_CREDENTIALS.sub('://***@', repr(problem['input']))}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 
@@ -18,11 +19,12 @@ from raydistill.config import (
     TeacherConfig,
 )
 from raydistill.conversations.readers import read_conversations
-from raydistill.conversations.records import ConversationSet
+from raydistill.conversations.records import ConversationalQuery, ConversationSet
 from raydistill.conversations.text import history_pairs
 from raydistill.conversations.training import read_training, turn_identities
 from raydistill.errors import DataError
 from raydistill.storage.artifacts import fingerprint
+from raydistill.teachers.engines import shows_answer, shows_facts
 from raydistill.teachers.recorded import RecordedRewrites, known_nothing, recorded_rewrites
 
 logger = logging.getLogger("raydistill")
@@ -82,10 +84,25 @@ class RunInputs:
             if not isinstance(each, RecordedTeacherConfig) or known[each.name].raw or known[each.name].held
         ]
 
+    def asked_of(self, name: str, teacher: TeacherConfig) -> list[ConversationalQuery]:
+        """Return the turns of a set as a teacher is to see them: with the user's facts where its prompts show them, and with
+        the answers where its prompts show those and nothing is measured on the turns."""
+        answers = name == "train" and shows_answer(teacher)
+        facts = shows_facts(teacher)
+        return [
+            replace(query, answer=query.answer if answers else "", facts=query.facts if facts else ())
+            for query in self.taught()[name].queries()
+        ]
+
     def turns_fingerprint(self, name: str, teacher: TeacherConfig) -> str:
-        """Return the identity of what a teacher reads of a set: ids, questions, histories, rewrites if it takes them."""
+        """Return the identity of what a teacher reads of a set: ids, questions, histories; rewrites, answers and facts if it
+        takes them."""
         held = isinstance(teacher, RecordedTeacherConfig) and IN_CONVERSATIONS in teacher.rewrites
-        return self._turns_fingerprints[name, held]
+        turns = self._turns_fingerprints[name, held]
+        if not (shows_answer(teacher) or shows_facts(teacher)):
+            return turns
+        shown = [[query.answer, query.facts] for query in self.asked_of(name, teacher)]
+        return fingerprint("turns", 1, shown, {"turns": turns}) if any(map(any, shown)) else turns
 
     @cached_property
     def _turns_fingerprints(self) -> dict[tuple[str, bool], str]:

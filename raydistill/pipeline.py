@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from raydistill import __version__
 from raydistill.actor_pool import connect
-from raydistill.config import DistillConfig, LearnedDocumentsConfig
+from raydistill.config import DistillConfig, LearnedDocumentsConfig, OpenAiTeacherConfig
 from raydistill.config_loading import dump_config
 from raydistill.conversations.records import ConversationalQuery
 from raydistill.encoders.documents import trained_encoder
@@ -79,8 +79,21 @@ class Chain:
     def check(self) -> None:
         """Raise when an input is missing or malformed, the store is unfit, or a model cannot be loaded."""
         check_inputs(self.config, self.inputs)
+        self._check_teachers()
         if self._learns_documents:
             self._document_turns()
+
+    def _check_teachers(self) -> None:
+        """Ask the endpoints of teachers that have something left to write; what is written needs none."""
+        remote = [each for each in self.config.teachers if isinstance(each, OpenAiTeacherConfig)]
+        if not remote:
+            return
+        from raydistill.teachers.engines import check_teacher
+
+        planned = self.planned_rewrites().values()
+        for teacher in remote:
+            if any(found[teacher.name].find_manifest() is None for found in planned):
+                check_teacher(teacher)
 
     def check_resources(self, until: str) -> None:
         """Raise ResourceError when the connected cluster can never hold the workers of a stage up to `until`."""
@@ -116,9 +129,9 @@ class Chain:
         def rewrite() -> dict[str, dict[str, Artifact]]:
             made: dict[str, dict[str, Artifact]] = {name: {} for name in inputs.taught()}
             for teacher in self.config.teachers:
-                for name, found in inputs.taught().items():
+                for name in inputs.taught():
                     if teacher in inputs.teachers_of(name):
-                        queries, identity = list(found.queries()), inputs.turns_fingerprint(name, teacher)
+                        queries, identity = inputs.asked_of(name, teacher), inputs.turns_fingerprint(name, teacher)
                         made[name][teacher.name] = teach(teacher, queries, identity, root)
             return made
 

@@ -71,6 +71,8 @@ def _teacher_row(chain: Chain, number: int) -> tuple[str, ...]:
     made = [planned[name][teacher.name].find_manifest() is not None for name in covered]
     state = "done" if all(made) else "to run or resume"
     workers = ("driver", "", "") if teacher.engine == "recorded" else _workers(teacher.workers)
+    if teacher.engine == "vllm":
+        workers = (*workers[:2], str(teacher.tensor_parallel_size))
     only = "" if len(covered) > 1 else f" of {covered[0]}"
     return (f"teach {teacher.name}", state, *workers, f"{turns} turns{only}, {teacher.engine}")
 

@@ -14,6 +14,7 @@ from raydistill.config import (
     SeismicEngine,
     SpladeDocumentsConfig,
     StudentConfig,
+    VllmTeacherConfig,
 )
 from raydistill.distill.loggers import check_loggers
 from raydistill.encoders.documents import check_positions, check_vocabulary, load_term_counter
@@ -21,6 +22,7 @@ from raydistill.errors import ConfigError
 from raydistill.inputs import RunInputs
 from raydistill.storage.files import input_files
 from raydistill.storage.probe import check_root
+from raydistill.teachers.engine_actor import require_places
 
 
 def check_inputs(config: DistillConfig, inputs: RunInputs) -> None:
@@ -63,6 +65,8 @@ def check_workers(config: DistillConfig, stages: Collection[str]) -> None:
         for teacher in config.teachers:
             if not isinstance(teacher, RecordedTeacherConfig):
                 require_resources(teacher.workers.model_copy(update={"actors": 1}), f"teachers.{teacher.name}")
+            if isinstance(teacher, VllmTeacherConfig):
+                require_places(1, teacher.tensor_parallel_size, teacher.name)
     for stage, workers in (
         ("index", config.index.workers),
         ("score", config.score.workers),

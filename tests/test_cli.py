@@ -10,6 +10,7 @@ import pytest
 
 from raydistill.cli import main
 from tests.small_world import arguments, small_world
+from tests.teachers.endpoint import MODEL, said, serving
 
 Run = Callable[..., str]
 
@@ -182,6 +183,26 @@ def test_a_missing_bucket_is_named_before_ray_starts(refused: Run, s3_endpoint: 
 def test_asking_for_more_than_the_cluster_has_is_refused(refused: Run, ray_cluster: None) -> None:
     message = refused("index.workers.cpus=64")
     assert "index.workers asks for 1 actors, together 64 CPU, but the cluster has 2" in message
+
+
+def test_an_endpoint_that_cannot_teach_is_named_before_ray_starts_and_in_the_dry_run(
+    refused: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def teachers(url: str, **fields: str) -> str:
+        settings = {"engine": "openai", "name": "far", "base_url": url, "model": MODEL, **fields}
+        return f"teachers={json.dumps([settings])}"
+
+    monkeypatch.delenv("FAR_KEY", raising=False)
+    with serving(lambda prompt, before: said("x")) as endpoint:
+        message = refused(teachers(endpoint.url, api_key_env="FAR_KEY"), command="distill")
+        assert "teachers.far.api_key_env: the environment variable FAR_KEY is not set here" in message
+        assert "has no model 'huge'; it has tiny" in refused(teachers(endpoint.url, model="huge"), command="distill")
+        dry = ["distill", *arguments(data, str(tmp_path / "root"), teachers(endpoint.url)), "--dry-run"]
+        assert main(dry) == 0
+        assert "teach far" in capsys.readouterr().out
+        assert not endpoint.bodies
+    assert main(dry) == 1
+    assert "teachers.far.base_url: nobody answers at" in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_the_plan_and_computes_nothing(

@@ -18,6 +18,7 @@ USES_RAY = {
     "distill/train.py",
     "distill/document_train.py",
     "distill/fitting.py",
+    "teachers/engine_actor.py",
     "tuning/study.py",
     "tuning/search_engine.py",
 }

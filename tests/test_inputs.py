@@ -46,7 +46,7 @@ def run(tmp_path: Path) -> Any:
         tree = {
             "run": "r",
             "root": str(tmp_path / "root"),
-            "data": {"corpus": [str(tmp_path / "c")], "train": train, "test": test, **data},
+            "data": {"corpus": [str(tmp_path / "c")], "train": train, "test": test} | data,
             "teachers": teachers,
             "student": {"model": "org/model"},
             "train": {"objective": objective},
@@ -150,3 +150,44 @@ def test_what_a_teacher_reads_identifies_its_turns(run: Any, tmp_path: Path) -> 
         changed.turns_fingerprint("train", each) == old
         for each, old in zip(changed.teachers_of("train"), (by_id, held), strict=True)
     ] == [True, False]
+
+
+def generating(prompt: str, retry_prompt: str | None = None) -> dict[str, Any]:
+    retry = {"retry": {"prompt": retry_prompt}} if retry_prompt else {}
+    return {"engine": "transformers", "name": "llm", "model": "org/llm", "prompt": prompt, **retry}
+
+
+def topics(folder: Path, answer: str, fact: str) -> dict[str, Any]:
+    turn = {"turn_id": 1, "utterance": "what shoes?", "response": answer}
+    (folder / "ikat.json").write_text(json.dumps([{"number": "9", "turns": [turn], "ptkb": [fact]}]))
+    return {"name": "ikat", "reader": "ikat", "conversations": str(folder / "ikat.json")}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "answer", "facts"),
+    [
+        (("zero-shot-v1",), "", ()),
+        (("answer-aware-v1",), "Light ones.", ()),
+        (("personal-v1",), "", ("I run.",)),
+        (("zero-shot-v1", "personal-v1"), "", ("I run.",)),
+    ],
+    ids=str,
+)
+def test_answers_and_facts_go_to_the_prompts_that_show_them_and_answers_never_to_test_turns(
+    run: Any, tmp_path: Path, prompts: tuple[str, ...], answer: str, facts: tuple[str, ...]
+) -> None:
+    source = topics(tmp_path, "Light ones.", "I run.")
+    (tmp_path / "q.txt").write_text("9_1 0 p 1\n")
+    both = run(source, [generating(*prompts)], test={**source, "qrels": str(tmp_path / "q.txt")})
+    (teacher,) = both.teachers_of("train")
+    (train,), (test,) = both.asked_of("train", teacher), both.asked_of("test", teacher)
+    assert (train.answer, train.facts) == (answer, facts)
+    assert (test.answer, test.facts) == ("", facts)
+
+    def identity(told: str, fact: str) -> str:
+        fresh = run(topics(tmp_path, told, fact), [generating(*prompts)])
+        return str(fresh.turns_fingerprint("train", fresh.teachers_of("train")[0]))
+
+    base = identity("Light ones.", "I run.")
+    assert (identity("Heavy ones.", "I run.") != base) == bool(answer)
+    assert (identity("Light ones.", "I swim.") != base) == bool(facts)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, PositiveInt, WrapValidator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, WrapValidator, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from raydistill.config.fields import (
     Location,
@@ -49,32 +52,141 @@ class RecordedTeacherConfig(Section):
     rewrite strays. Where several have a text, a file's counts first, then the conversation's."""
 
 
-class TransformersTeacherConfig(Section):
+class RetryConfig(Section):
+    """What is done about an answer that holds no rewrite; after that, the last utterance stands in and is marked."""
+
+    tries: NonNegativeInt = 1
+    """Further tries at most."""
+    temperature: PositiveFloat = 0.7
+    """Of their sampling: decoding as before would repeat the answer."""
+    prompt: str | None = None
+    """Another prompt template; None for the same."""
+
+
+class _GeneratingTeacher(Section):
+    """What every teacher that writes rewrites with a language model is asked."""
+
+    name: Name
+    prompt: str = "zero-shot-v1"
+    """Name of a prompt template in raydistill.teachers.prompts."""
+    max_new_tokens: PositiveInt = 64
+    temperature: NonNegativeFloat = 0.0
+    """0 decodes greedily (or by beam search, where there are beams)."""
+    samples: PositiveInt = 1
+    """Answers a turn, each sampled with a seed of its own. The first that holds a rewrite counts; the others are kept as
+    `alternatives` beside it."""
+    retry: RetryConfig = RetryConfig()
+    history_turns: NonNegativeInt = 12
+    """Most recent turns of history shown to the model."""
+    max_prompt_tokens: PositiveInt = 2048
+    """Prompt budget in tokens; oldest turns are left out first, the question never."""
+    turns_per_task: Operational[PositiveInt] = 128
+    """Turns handed to an actor at a time, and the most that a crash can lose."""
+    workers: PoolConfig = PoolConfig()
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> _GeneratingTeacher:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"samples is {self.samples} and temperature is 0, so all would be the same; raise temperature")
+        return self
+
+
+class TransformersTeacherConfig(_GeneratingTeacher):
     """A language model run by transformers inside Ray actors."""
 
     engine: Literal["transformers"] = "transformers"
-    name: Name
     model: ModelSource
     """Hub id or folder of a causal or seq2seq language model."""
     revision: str | None = None
     """Hub revision; name a commit for results that stay the same."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
-    prompt: str = "zero-shot-v1"
-    """Name of a prompt template in raydistill.teachers.prompts."""
-    max_new_tokens: PositiveInt = 64
     num_beams: PositiveInt = 1
-    temperature: NonNegativeFloat = 0.0
-    """0 decodes greedily (or by beam search)."""
-    history_turns: NonNegativeInt = 12
-    """Most recent turns of history shown to the model."""
-    max_prompt_tokens: PositiveInt = 2048
-    """Prompt budget in tokens; oldest turns are left out first, the question never."""
     batch_tokens: Operational[PositiveInt] = 8192
     """Upper bound on padded prompt tokens in a batch."""
-    turns_per_task: Operational[PositiveInt] = 128
-    """Turns handed to an actor at a time, and the most that a crash can lose."""
     trust_remote_code: bool = False
-    workers: PoolConfig = PoolConfig()
 
 
-TeacherConfig = Annotated[RecordedTeacherConfig | TransformersTeacherConfig, Field(discriminator="engine")]
+class OpenAiTeacherConfig(_GeneratingTeacher):
+    """A language model behind an endpoint that speaks the OpenAI protocol: a hosted one, or a server of one's own."""
+
+    engine: Literal["openai"] = "openai"
+    base_url: Operational[str]
+    """Address up to and with the version, such as https://api.example.org/v1."""
+    model: str
+    """The model's id at the endpoint."""
+    identity: str | None = None
+    """What rewrites and the cache of generations know the model by; None: base_url and model. Give a model that changes its
+    address a name of its own (such as mistral-7b-fp8), and what it has written is found again."""
+    api: Literal["chat", "completions"] = "chat"
+    """chat: /chat/completions, the prompt as the user's message; completions: /completions, the prompt as it is."""
+    api_key_env: Operational[str | None] = None
+    """Name of the environment variable that holds the API key, on every node. The key itself belongs in no configuration."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of every request, such as {chat_template_kwargs: {enable_thinking: false}}; null leaves a field out
+    ({max_tokens: null, max_completion_tokens: 64})."""
+    concurrency: Operational[PositiveInt] = 16
+    """Requests in flight at most, of each actor."""
+    requests_per_minute: Operational[PositiveFloat | None] = None
+    """Limit of the endpoint, shared evenly among the actors."""
+    tokens_per_minute: Operational[PositiveFloat | None] = None
+    """Likewise; prompts and answers count."""
+    connect_timeout_s: Operational[PositiveFloat] = 10.0
+    answer_timeout_s: Operational[PositiveFloat] = 120.0
+    """To have a whole answer; then it is asked again."""
+    retries: Operational[NonNegativeInt] = 5
+    """Further tries of a request that met 429, 5xx, a broken connection, half an answer, or none."""
+    retry_wait_s: Operational[PositiveFloat] = 1.0
+    """Before the first of them; doubled each time up to a minute, less up to a half at random."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_address(cls, base_url: str) -> str:
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("must be http(s)://host[:port]/path, such as https://api.example.org/v1")
+        if parts.username or parts.password:
+            raise ValueError(
+                "must hold no user or password; put a key into an environment variable and name it in api_key_env"
+            )
+        return base_url.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _name_of_a_variable(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise PydanticCustomError(
+                "secret", "must be the name of an environment variable, such as OPENAI_API_KEY, and never the key itself"
+            )
+        return name
+
+
+class VllmTeacherConfig(_GeneratingTeacher):
+    """A language model run by vLLM, each of the pool's engines on GPUs of its own."""
+
+    engine: Literal["vllm"] = "vllm"
+    model: ModelSource
+    """Hub id or folder of a causal language model."""
+    revision: str | None = None
+    """Hub revision; name a commit for results that stay the same."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    tensor_parallel_size: Operational[PositiveInt] = 1
+    """GPUs of one node that share a model. `workers.actors` is the number of such engines."""
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of vllm.LLM, such as {quantization: fp8, max_model_len: 8192}."""
+    turns_per_task: Operational[PositiveInt] = 512
+    """Turns handed to an engine at a time, and the most that a crash can lose."""
+    answer_timeout_s: Operational[PositiveFloat] = 3600.0
+    """For one task, the model's loading included; an engine that takes longer counts as hung and is ended."""
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _gpus_are_the_engine_s(self) -> VllmTeacherConfig:
+        if self.workers.gpus:
+            raise ValueError(
+                f"workers.gpus is {self.workers.gpus:g}, and an engine takes tensor_parallel_size whole GPUs; leave it out"
+            )
+        return self
+
+
+GeneratingTeacherConfig = TransformersTeacherConfig | OpenAiTeacherConfig | VllmTeacherConfig
+TeacherConfig = Annotated[RecordedTeacherConfig | GeneratingTeacherConfig, Field(discriminator="engine")]

@@ -2,8 +2,9 @@
 
 Format (TREC iKAT; Aliannejadi et al., arXiv 2401.01330): records {number, title, ptkb, turns: [{turn_id, utterance,
 resolved_utterance, response, ...}]}; the file of 2025 calls them `responses` and `user_utterance`. A query id is
-"{number}_{turn_id}", as in the qrels; different years use the same numbers. The persona (ptkb) is not read: a rewrite that
-draws on it holds what is needed. Provenance names passages of a licensed collection and gives no judgements here.
+"{number}_{turn_id}", as in the qrels; different years use the same numbers. The persona (ptkb: a mapping of numbers to
+sentences, in 2025 a list of sentences) becomes the conversation's facts. Provenance names passages of a licensed collection
+and gives no judgements here.
 """
 
 from __future__ import annotations
@@ -47,7 +48,14 @@ def _conversation(record: Any) -> Conversation:
                 raise RowError(f"turn_id {read[-1].depth} does not come after {read[-2].depth}")
         except RowError as error:
             raise RowError(f"conversation {number!r}, turn {position}: {error}") from None
-    return Conversation(number, tuple(read))
+    return Conversation(number, tuple(read), facts=_facts(number, record.get("ptkb")))
+
+
+def _facts(number: str, ptkb: Any) -> tuple[str, ...]:
+    sentences = list(ptkb.values()) if isinstance(ptkb, dict) else ptkb or []
+    if not isinstance(sentences, list) or not all(isinstance(each, str) for each in sentences):
+        raise RowError(f"conversation {number!r}: ptkb must hold sentences, as a list or by number")
+    return tuple(" ".join(each.split()) for each in sentences if each.strip())
 
 
 def _turns_of(record: dict[str, Any]) -> Any:

@@ -42,12 +42,14 @@ class Conversation:
         conversation_id: the paths of one tree of turns are conversations with the same id.
         source: name of the source it comes from, "" when that has none.
         asked_before: leading turns that an earlier path of the same tree asks; here they are history only.
+        facts: what the user has told about themselves (iKAT's personal knowledge base), in file order.
     """
 
     conversation_id: str
     turns: tuple[Turn, ...]
     source: str = ""
     asked_before: int = 0
+    facts: tuple[str, ...] = ()
 
     @property
     def asked(self) -> tuple[Turn, ...]:
@@ -59,7 +61,8 @@ class Conversation:
 class ConversationalQuery:
     """A turn to be answered, with what was said before it (oldest first; the history holds no later turn).
 
-    `source` and `rewrite` are those of its conversation and its turn.
+    `source`, `facts`, `answer` and `rewrite` are those of its conversation and its turn. The answer is what came after the
+    question: nobody who is to be measured on the turn may see it.
     """
 
     query_id: str
@@ -69,6 +72,8 @@ class ConversationalQuery:
     history: tuple[Turn, ...]
     source: str = ""
     rewrite: str = ""
+    answer: str = ""
+    facts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,4 +104,6 @@ class ConversationSet:
                     history=conversation.turns[:position],
                     source=conversation.source,
                     rewrite=turn.rewrite,
+                    answer=turn.answer,
+                    facts=conversation.facts,
                 )

@@ -10,10 +10,10 @@ import yaml
 from raydistill.config import (
     ConversationSource,
     DistillConfig,
+    RecordedTeacherConfig,
     StudentConfig,
     TeacherConfig,
     TrainConfig,
-    TransformersTeacherConfig,
 )
 from raydistill.config.data import PassageSource
 from raydistill.config.documents import DocumentsConfig, LexicalDocumentsConfig
@@ -104,9 +104,9 @@ def _source(source: ConversationSource | PassageSource) -> str:
 
 
 def _teacher(teacher: TeacherConfig) -> str:
-    if isinstance(teacher, TransformersTeacherConfig):
-        return f"{teacher.name} (`{_short(teacher.model)}`, prompt {teacher.prompt})"
-    return f"{teacher.name} (recorded)"
+    if isinstance(teacher, RecordedTeacherConfig):
+        return f"{teacher.name} (recorded)"
+    return f"{teacher.name} (`{_short(teacher.model)}`, prompt {teacher.prompt})"
 
 
 def _documents(documents: DocumentsConfig) -> str:

@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydistill.errors import CorruptObjectError
+from raydistill.errors import CorruptObjectError, TeacherError
 from raydistill.storage.cache import default_cache
 from raydistill.storage.store import ObjectInfo, ObjectStore, open_store
-from raydistill.teachers.engine import Engine, Generation, Sampling
+from raydistill.teachers.engine import Engine, EngineStoppedError, Generation, Sampling
 
 logger = logging.getLogger("raydistill")
 
@@ -44,8 +44,8 @@ class EngineIdentity:
     """What decides an engine's answers beside prompt and sampling; hashed into its folder's name.
 
     Attributes:
-        model: see `model_source.model_identity`.
-        dtype: as configured.
+        model: see `model_source.model_identity`; of an endpoint what `engines.engine_identity` says.
+        dtype: as configured; "" of an endpoint, which has its own.
     """
 
     model: str
@@ -117,11 +117,18 @@ def cached_generate(
 ) -> tuple[list[Generation], int]:
     """Return one generation a prompt, in order, and how many came from the cache; only the missing ones reach the engine.
 
-    A prompt that occurs twice is generated once.
+    A prompt that occurs twice is generated once. What an engine answered before it stopped is kept; then TeacherError is
+    raised.
     """
     keys = [generation_key(cache.engine, prompt_version, sampling, prompt) for prompt in prompts]
     missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if cache.find(key) is None}
-    made = dict(zip(missing, engine.generate(list(missing.values()), sampling), strict=True)) if missing else {}
+    made: dict[str, Generation] = {}
+    if missing:
+        try:
+            made = dict(zip(missing, engine.generate(list(missing.values()), sampling), strict=True))
+        except EngineStoppedError as stopped:
+            cache.add(dict(zip(missing, stopped.generations, strict=True)))
+            raise TeacherError(str(stopped)) from stopped
     cache.add(made)
     answers = [made.get(key) or cache.find(key) for key in keys]
     return [answer for answer in answers if answer is not None], sum(key not in missing for key in keys)

@@ -70,7 +70,7 @@ class ParsedRewrite:
     failure: Failure | None
 
 
-def parse_rewrite(raw: str, question: str, finish_reason: str = "stop") -> ParsedRewrite:
+def parse_rewrite(raw: str, question: str, finish_reason: str = "stop", marker: str = "") -> ParsedRewrite:
     """Return the query that a model's answer holds.
 
     The first line that has something in it is taken, labels ("Rewrite:", "Here is the rewritten question:"), enclosing
@@ -89,15 +89,34 @@ def parse_rewrite(raw: str, question: str, finish_reason: str = "stop") -> Parse
     Args:
         raw: everything the model wrote.
         question: the last user utterance.
-        finish_reason: "length" when generation ended by its limit; anything else counts as complete.
+        finish_reason: "length" when generation ended by its limit, "refusal" when the server says that it refused; anything
+            else counts as complete.
+        marker: what the line of the query begins with, for a model that was asked to think first; what comes before the last
+            such line is left out. Without such a line: REFUSAL, TRUNCATED where generation ended by length, else CHATTY.
     """
+    if finish_reason == "refusal":
+        return ParsedRewrite("", Failure.REFUSAL)
     answer = _THINKING.sub("", raw)
+    if marker and answer.strip():
+        marked = _marked(answer, marker)
+        if marked is None:
+            refused = _REFUSAL.search(answer.strip())
+            cut = Failure.TRUNCATED if finish_reason == "length" else Failure.CHATTY
+            return ParsedRewrite("", Failure.REFUSAL if refused else cut)
+        answer = marked
     line, rest = _first_query_line(answer)
     if not line:
         return ParsedRewrite("", Failure.CHATTY if answer.strip() else Failure.EMPTY)
     repeats = _letters(line) == _letters(question)
     failure = None if repeats else _failure(line, question, finish_reason == "length" and not rest.strip())
     return ParsedRewrite("" if failure else line, failure)
+
+
+def _marked(answer: str, marker: str) -> str | None:
+    """Return everything behind the last marker that begins a line, mark-up aside; None where there is none."""
+    begins = re.compile(rf"^[\s>#*_`-]*{re.escape(marker.rstrip(':'))}[*_`]*:", re.IGNORECASE | re.MULTILINE)
+    found = list(begins.finditer(answer))
+    return answer[found[-1].end() :] if found else None
 
 
 def _failure(line: str, question: str, cut: bool) -> Failure | None:

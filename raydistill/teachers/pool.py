@@ -8,24 +8,31 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from raydistill.actor_pool import map_shards
-from raydistill.config import WITHOUT_FILE, RecordedTeacherConfig, TeacherConfig, TransformersTeacherConfig
+from raydistill.config import (
+    WITHOUT_FILE,
+    GeneratingTeacherConfig,
+    RecordedTeacherConfig,
+    TeacherConfig,
+    VllmTeacherConfig,
+)
 from raydistill.conversations.records import ConversationalQuery, Turn
 from raydistill.errors import DataError, TeacherError
-from raydistill.model_source import model_identity
 from raydistill.progress import track
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
 from raydistill.storage.files import input_fingerprint
 from raydistill.storage.parts import Part
 from raydistill.teachers.cache import EngineIdentity, GenerationCache
-from raydistill.teachers.engine import Engine, Failure, Generation, Sampling
-from raydistill.teachers.prompts import find_template
+from raydistill.teachers.engine import Failure
+from raydistill.teachers.engines import check_prompts, engine_identity, open_rewriter
 from raydistill.teachers.recorded import RecordedRewrites, known_nothing, recorded_rewrites
 from raydistill.teachers.rewriting import (
     Rewrite,
@@ -39,8 +46,14 @@ from raydistill.teachers.rewriting import (
 logger = logging.getLogger("raydistill")
 
 KIND = "rewrites"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _RECORDED_ROWS_PER_PART = 10_000
+_ADVICE = {
+    "transformers": "correct its model, dtype or budgets, or give its workers more memory",
+    "vllm": "correct its model, dtype, engine_args or budgets",
+    "openai": "correct its model or budgets, or look after its server",
+}
+"""By engine: what to do when no prompt at all was answered."""
 
 
 def teach(teacher: TeacherConfig, queries: Sequence[ConversationalQuery], queries_fingerprint: str, root: str) -> Artifact:
@@ -51,7 +64,7 @@ def teach(teacher: TeacherConfig, queries: Sequence[ConversationalQuery], querie
     prompt_tokens, generated_tokens). Finished parts and cached generations of earlier tries are used.
 
     Args:
-        queries: every query once.
+        queries: every query once. Prompts that show answers or facts show those of the queries.
         queries_fingerprint: of everything that decides the queries, and their own rewrites where the teacher reads those.
         root: run root URI.
 
@@ -68,7 +81,7 @@ def teach(teacher: TeacherConfig, queries: Sequence[ConversationalQuery], querie
         extra: dict[str, Any] = {"source": list(teacher.rewrites)}
     else:
         parts = _generated_parts(teacher, queries, artifact)
-        extra = {"model": teacher.model, "revision": teacher.revision, "prompt": teacher.prompt}
+        extra = teacher.model_dump(mode="json", include={"model", "revision", "identity", "prompt"})
     counts = _summed([part.counters for part in parts])
     if queries and counts["failed"] == counts["queries"]:
         raise TeacherError(
@@ -93,8 +106,8 @@ def rewrites_artifact(teacher: TeacherConfig, queries_fingerprint: str, root: st
         held = "".join(f" and {place}" for place in WITHOUT_FILE if place in teacher.rewrites)
         source = input_fingerprint([uri for uri in teacher.rewrites if uri not in WITHOUT_FILE]) + held
     else:
-        find_template(teacher.prompt)
-        source = _identity(teacher).key
+        check_prompts(teacher)
+        source = engine_identity(teacher).key
     inputs = {"queries": queries_fingerprint, "teacher": source}
     return Artifact(root, KIND, teacher.name, fingerprint(KIND, _FORMAT_VERSION, teacher, inputs))
 
@@ -120,7 +133,7 @@ def _recorded_row(query: ConversationalQuery, known: RecordedRewrites) -> Rewrit
 
 
 def _generated_parts(
-    teacher: TransformersTeacherConfig, queries: Sequence[ConversationalQuery], artifact: Artifact
+    teacher: GeneratingTeacherConfig, queries: Sequence[ConversationalQuery], artifact: Artifact
 ) -> list[Part]:
     ranges = _ranges(len(queries), teacher.turns_per_task)
     finished = ArtifactWriter(artifact).finished()
@@ -129,15 +142,16 @@ def _generated_parts(
     arguments = {
         "teacher": teacher.model_dump(mode="json"),
         "artifact": artifact.to_json(),
-        "identity": _identity(teacher),
+        "identity": engine_identity(teacher),
     }
     parts = {name: finished[name] for name in (_part_name(*each) for each in ranges) if name in finished}
     with track(f"teach {teacher.name}", len(queries), "turns") as advance:
         advance(sum(part.rows for part in parts.values()))
-        for receipt in map_shards(specs, RewriteWorker, arguments, teacher.workers, f"teachers[{teacher.name}]"):
-            part = Part.from_json(receipt)
-            parts[part.name] = part
-            advance(part.rows)
+        with _places(teacher, len(specs), artifact):
+            for receipt in map_shards(specs, RewriteWorker, arguments, teacher.workers, f"teachers[{teacher.name}]"):
+                part = Part.from_json(receipt)
+                parts[part.name] = part
+                advance(part.rows)
     return [parts[_part_name(*each)] for each in ranges]
 
 
@@ -145,77 +159,45 @@ class RewriteWorker:
     """One actor's share: rewrites ranges of queries and stores each as a part; loads the model at the first cache miss."""
 
     def __init__(self, teacher: Mapping[str, Any], artifact: Mapping[str, str], identity: EngineIdentity) -> None:
-        self._teacher = TransformersTeacherConfig.model_validate(teacher)
+        self._teacher: GeneratingTeacherConfig = TypeAdapter(GeneratingTeacherConfig).validate_python(teacher)
         self._artifact = Artifact.from_json(artifact)
         self._identity = identity
 
     def __call__(self, spec: dict[str, Any]) -> dict[str, Any]:
         """Rewrite the range and return its part. Raises TeacherError when nothing can be loaded or answered."""
         rows, counters = self._rewriter.rewrite(_requests(spec))
-        if len(rows) > 1 and counters.get(f"failed.{Failure.ENGINE_ERROR.value}") == len(rows):
+        if len(rows) > 1 and all(row.failure is not None and Failure(row.failure).is_of_engine for row in rows):
             # Stored, this would be taken for finished by every later try.
             raise TeacherError(
-                f"teacher {self._teacher.name} could answer none of {len(rows)} prompts ({rows[0].raw}); correct its model, "
-                "dtype or budgets, or give its workers more memory"
+                f"teacher {self._teacher.name} could answer none of {len(rows)} prompts ({rows[0].raw}); "
+                + _ADVICE[self._teacher.engine]
             )
         return _put(self._artifact, spec["start"], spec["stop"], rows, counters).to_json()
 
     @cached_property
     def _rewriter(self) -> Rewriter:
         # Not in the constructor: an error of a Ray actor's constructor does not reach the driver as a sentence.
-        import torch
-
-        from raydistill.teachers.transformers_engine import ModelTokenizer, model_positions
-
-        config = self._teacher
-        torch.set_num_threads(max(1, int(config.workers.cpus)))
-        budget = config.max_prompt_tokens
-        positions, shared = model_positions(config.model, config.revision, config.trust_remote_code)
-        if positions:
-            # Rather show fewer turns than hand the model a prompt that it cannot take.
-            budget = max(1, min(budget, positions - (config.max_new_tokens if shared else 0)))
-        tokenizer = ModelTokenizer(config.model, config.revision, config.trust_remote_code)
-        return Rewriter(
-            engine=_LazyEngine(config, tokenizer),
-            tokenizer=tokenizer,
-            cache=GenerationCache(self._artifact.root, self._identity),
-            template=find_template(config.prompt),
-            history_turns=config.history_turns,
-            max_prompt_tokens=budget,
-            sampling=Sampling(config.max_new_tokens, config.num_beams, config.temperature),
-        )
+        cache = GenerationCache(self._artifact.root, self._identity)
+        return open_rewriter(self._teacher, cache, _group_name(self._artifact))
 
 
-class _LazyEngine:
-    """The transformers engine, loaded when there is something to generate."""
+@contextmanager
+def _places(teacher: GeneratingTeacherConfig, tasks: int, artifact: Artifact) -> Iterator[None]:
+    """Check that engines with placement groups of their own find room, and remove the groups whatever happens."""
+    if not isinstance(teacher, VllmTeacherConfig) or not tasks:
+        yield
+        return
+    from raydistill.teachers.engine_actor import remove_groups, require_places
 
-    def __init__(self, config: TransformersTeacherConfig, tokenizer: Any) -> None:
-        self._config, self._tokenizer = config, tokenizer
-
-    def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Generation]:
-        """Generate with the loaded engine."""
-        return self._engine.generate(prompts, sampling)
-
-    @cached_property
-    def _engine(self) -> Engine:
-        from raydistill.teachers.transformers_engine import TransformersEngine
-
-        config = self._config
-        return TransformersEngine(
-            config.model,
-            self._tokenizer,
-            revision=config.revision,
-            dtype=config.dtype,
-            batch_tokens=config.batch_tokens,
-            stop_at_newline=find_template(config.prompt).stop_at_newline,
-            trust_remote_code=config.trust_remote_code,
-            device=None if config.workers.gpus else "cpu",
-        )
+    require_places(min(teacher.workers.actors, tasks), teacher.tensor_parallel_size, teacher.name)
+    try:
+        yield
+    finally:
+        remove_groups(_group_name(artifact))
 
 
-def _identity(teacher: TransformersTeacherConfig) -> EngineIdentity:
-    model = model_identity(teacher.model, teacher.revision, field=f"teachers.{teacher.name}.model")
-    return EngineIdentity(model, teacher.dtype)
+def _group_name(artifact: Artifact) -> str:
+    return f"{artifact.name}-{artifact.fingerprint[:16]}"
 
 
 def _spec(start: int, stop: int, queries: Sequence[ConversationalQuery], history_turns: int) -> dict[str, Any]:
@@ -229,15 +211,15 @@ def _spec(start: int, stop: int, queries: Sequence[ConversationalQuery], history
             if turn not in numbers:
                 numbers[turn] = len(turns)
                 turns.append([turn.question, turn.answer])
-        rows.append([query.query_id, query.question, [numbers[turn] for turn in shown]])
+        rows.append([query.query_id, query.question, [numbers[turn] for turn in shown], query.answer, list(query.facts)])
     return {"start": start, "stop": stop, "turns": turns, "queries": rows}
 
 
 def _requests(spec: Mapping[str, Any]) -> list[RewriteRequest]:
     turns = [(question, answer) for question, answer in spec["turns"]]
     return [
-        RewriteRequest(query_id, question, tuple(turns[n] for n in history))
-        for query_id, question, history in spec["queries"]
+        RewriteRequest(query_id, question, tuple(turns[n] for n in history), answer, tuple(facts))
+        for query_id, question, history, answer, facts in spec["queries"]
     ]
 
 

@@ -1,7 +1,7 @@
-"""From queries to rewrites: prompt, generate through the cache, parse, retry once, fall back. No Ray here; `pool` runs it.
+"""From queries to rewrites: prompt, generate through the cache, parse, retry, fall back. No Ray here; `pool` runs it.
 
-A rewrite that failed is asked for once more by sampling (temperature 0.7, top-p 0.95, a seed of its own), because greedy
-decoding would repeat itself; if that fails too, the last utterance stands in, and the record says why.
+A rewrite that failed is asked for again by sampling (with a seed of its own each time, and another prompt if so wished),
+because greedy decoding would repeat itself; if that fails too, the last utterance stands in, and the record says why.
 """
 
 from __future__ import annotations
@@ -25,9 +25,25 @@ REWRITE_SCHEMA = pa.schema(
         ("raw", pa.string()),
         ("prompt_tokens", pa.int32()),
         ("generated_tokens", pa.int32()),
+        ("alternatives", pa.list_(pa.string())),
     ]
 )
-RETRY_TEMPERATURE, RETRY_TOP_P, RETRY_SEED = 0.7, 0.95, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """What is done about a rewrite that failed.
+
+    Attributes:
+        tries: at most, after the first.
+        temperature, top_p: of sampling.
+        template: another prompt; None for the same.
+    """
+
+    tries: int = 1
+    temperature: float = 0.7
+    top_p: float = 0.95
+    template: PromptTemplate | None = None
 
 
 class PromptTokenizer(Protocol):
@@ -46,11 +62,14 @@ class PromptTokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RewriteRequest:
-    """A question and the (question, answer) pairs before it, oldest first."""
+    """A question and the (question, answer) pairs before it, oldest first; its own answer and the user's facts, for prompts
+    that show them."""
 
     query_id: str
     question: str
     history: tuple[tuple[str, str], ...]
+    answer: str = ""
+    facts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +80,8 @@ class Rewrite:
         text: the rewrite, or the last utterance when there is none.
         failure: why there is none (a value of `Failure`), or None.
         raw: what the model wrote in its last try; the engine's message when it could not answer.
-        prompt_tokens, generated_tokens: of all tries together; 0 when unknown.
+        prompt_tokens, generated_tokens: of all tries and samples together; 0 when unknown.
+        alternatives: other rewrites of the same turn that came out, none twice, `text` not among them.
     """
 
     query_id: str
@@ -70,6 +90,7 @@ class Rewrite:
     raw: str
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    alternatives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +101,8 @@ class Rewriter:
         history_turns: most recent turns shown.
         max_prompt_tokens: budget of a prompt; oldest turns go first.
         sampling: of the first try.
+        samples: answers a turn; the first that holds a rewrite counts, the others are its alternatives.
+        retry: where no sample holds one.
     """
 
     engine: Engine
@@ -89,48 +112,85 @@ class Rewriter:
     history_turns: int
     max_prompt_tokens: int
     sampling: Sampling
+    samples: int = 1
+    retry: Retry = Retry()
 
     def rewrite(self, requests: Sequence[RewriteRequest]) -> tuple[list[Rewrite], dict[str, float]]:
         """Return one row a request, in order, and counters (see `row_counters`, and: cached, retried, recovered)."""
-        prompts = [self._prompt(request) for request in requests]
-        generations, cached = self._generate(prompts, self.sampling)
-        rows = [rewrite_row(*pair) for pair in zip(requests, generations, strict=True)]
-        again = [n for n, row in enumerate(rows) if row.failure not in (None, Failure.ENGINE_ERROR.value)]
-        retry = replace(self.sampling, temperature=RETRY_TEMPERATURE, top_p=RETRY_TOP_P, num_beams=1, seed=RETRY_SEED)
-        second, cached_again = self._generate([prompts[n] for n in again], retry)
-        recovered = 0
-        for n, generation in zip(again, second, strict=True):
-            row = rewrite_row(requests[n], generation)
-            recovered += row.failure is None
+        prompts = [self._prompt(self.template, request) for request in requests]
+        made: list[list[Rewrite]] = [[] for _ in requests]
+        cached = 0
+        for sample in range(self.samples):
+            sampling = replace(self.sampling, seed=self.sampling.seed + sample)
+            generations, known = self._generate(self.template, prompts, sampling)
+            cached += known
+            for own, request, generation in zip(made, requests, generations, strict=True):
+                own.append(rewrite_row(request, generation, self.template.marker))
+        rows = [_joined(own) for own in made]
+        failed = [n for n, row in enumerate(rows) if _may_be_retried(row)]
+        retried, again = len(failed), failed
+        for attempt in range(1, self.retry.tries + 1):
+            cached += self._retry(requests, rows, again, attempt)
+            again = [n for n in again if _may_be_retried(rows[n])]
+        recovered = sum(rows[n].failure is None for n in failed)
+        return rows, {**row_counters(rows), "cached": cached, "retried": retried, "recovered": recovered}
+
+    def _retry(self, requests: Sequence[RewriteRequest], rows: list[Rewrite], again: Sequence[int], attempt: int) -> int:
+        """Ask once more for some of the rows and put what comes into their place; return how much was cached."""
+        template = self.retry.template or self.template
+        sampling = Sampling(
+            self.sampling.max_new_tokens, temperature=self.retry.temperature, top_p=self.retry.top_p, seed=attempt
+        )
+        generations, cached = self._generate(template, [self._prompt(template, requests[n]) for n in again], sampling)
+        for n, generation in zip(again, generations, strict=True):
+            row = rewrite_row(requests[n], generation, template.marker)
             rows[n] = replace(
                 row if generation.failure is None else rows[n],
                 prompt_tokens=rows[n].prompt_tokens + generation.prompt_tokens,
                 generated_tokens=rows[n].generated_tokens + generation.generated_tokens,
             )
-        made = {"cached": cached + cached_again, "retried": len(again), "recovered": recovered}
-        return rows, {**row_counters(rows), **made}
+        return cached
 
-    def _prompt(self, request: RewriteRequest) -> str:
+    def _prompt(self, template: PromptTemplate, request: RewriteRequest) -> str:
         return render_prompt(
-            self.template,
+            template,
             request.question,
             request.history[max(0, len(request.history) - self.history_turns) :],
             self.max_prompt_tokens,
             self.tokenizer.count_tokens,
             self.tokenizer.as_chat if self.tokenizer.has_chat_template else None,
+            request.answer,
+            request.facts,
         )
 
-    def _generate(self, prompts: list[str], sampling: Sampling) -> tuple[list[Generation], int]:
-        return cached_generate(self.engine, self.cache, self.template.name, prompts, sampling)
+    def _generate(self, template: PromptTemplate, prompts: list[str], sampling: Sampling) -> tuple[list[Generation], int]:
+        return cached_generate(self.engine, self.cache, template.name, prompts, sampling)
 
 
-def rewrite_row(request: RewriteRequest, generation: Generation) -> Rewrite:
-    """Return the row of one generation, the last utterance standing in for a failed one."""
+def _may_be_retried(row: Rewrite) -> bool:
+    return row.failure is not None and not Failure(row.failure).is_of_engine
+
+
+def _joined(samples: Sequence[Rewrite]) -> Rewrite:
+    """Return one row of the samples of a turn: the first that holds a rewrite, or the first."""
+    good = [row for row in samples if row.failure is None]
+    chosen = good[0] if good else samples[0]
+    others = dict.fromkeys(row.text for row in good if row.text != chosen.text)
+    return replace(
+        chosen,
+        prompt_tokens=sum(row.prompt_tokens for row in samples),
+        generated_tokens=sum(row.generated_tokens for row in samples),
+        alternatives=tuple(others),
+    )
+
+
+def rewrite_row(request: RewriteRequest, generation: Generation, marker: str = "") -> Rewrite:
+    """Return the row of one generation, the last utterance standing in for a failed one; `marker` as in `parse_rewrite`."""
     if generation.failure is not None:
         failure: Failure | None = generation.failure
         text, raw = "", generation.detail
     else:
-        parsed = parse_rewrite(generation.text, request.question, generation.finish_reason)
+        parsed = parse_rewrite(generation.text, request.question, generation.finish_reason, marker)
         text, failure, raw = parsed.text, parsed.failure, generation.text
     return Rewrite(
         request.query_id,

@@ -13,13 +13,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from raydistill.errors import TeacherError
 from raydistill.model_source import resolve_model
-from raydistill.teachers.engine import Failure, Generation, Sampling
+from raydistill.teachers.engine import Choices, Failure, Generation, Sampling
 
 logger = logging.getLogger("raydistill")
 _DEAD_ENGINE = ("CUDA error", "device-side assert", "illegal memory access", "NCCL error")
@@ -121,7 +122,7 @@ class TransformersEngine:
         answers: list[Generation | None] = [None] * len(prompts)
         ids = [self.tokenizer.token_ids(prompt) for prompt in prompts]
         for n, prompt_ids in enumerate(ids):
-            answers[n] = self._refusal(len(prompt_ids), sampling)
+            answers[n] = self._unanswerable(len(prompt_ids), sampling.max_new_tokens)
         waiting = [n for n in range(len(prompts)) if answers[n] is None]
         beams = 1 if sampling.temperature > 0 else sampling.num_beams
         for batch in token_budget_batches([len(ids[n]) for n in waiting], max(1, self.batch_tokens // beams)):
@@ -131,17 +132,31 @@ class TransformersEngine:
                 answers[n] = generation
         return [answer for answer in answers if answer is not None]
 
-    def _refusal(self, tokens: int, sampling: Sampling) -> Generation | None:
-        """Return the failure of a prompt that the model cannot take, or None."""
-        if tokens == 0:
-            return _failed("the prompt is empty")
+    @torch.inference_mode()
+    def choose(self, prompts: Sequence[str], options: Sequence[str]) -> Choices:
+        """Return the log-probability of every option, a single token each, after every prompt; causal models only.
+
+        A prompt that is empty or too long is an ENGINE_ERROR. Raises TeacherError for an option of several tokens.
+        """
+        if self.is_encoder_decoder:
+            raise TeacherError("choosing needs a causal model, and this one has an encoder; take another model")
+        tokens = torch.tensor(option_ids(self.tokenizer, options), device=self.device)
+        ids = [self.tokenizer.token_ids(prompt) for prompt in prompts]
+        values = np.full((len(prompts), len(options)), np.nan)
+        refused = [self._unanswerable(len(each), 0) for each in ids]
+        waiting = [n for n in range(len(ids)) if refused[n] is None]
+        for batch in token_budget_batches([len(ids[n]) for n in waiting], self.batch_tokens):
+            rows = [waiting[n] for n in batch]
+            padded = self.tokenizer.tokenizer.pad({"input_ids": [ids[n] for n in rows]}, return_tensors="pt").to(self.device)
+            mask = padded["attention_mask"]
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+            output = self.model(input_ids=padded["input_ids"], attention_mask=mask, position_ids=positions, logits_to_keep=1)
+            values[rows] = output.logits[:, -1].float().log_softmax(dim=-1)[:, tokens].double().cpu().numpy()
+        return Choices(values, tuple(one.failure if one else None for one in refused))
+
+    def _unanswerable(self, tokens: int, max_new_tokens: int) -> Generation | None:
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        needed = tokens if self.is_encoder_decoder else tokens + sampling.max_new_tokens
-        if positions and needed > positions:
-            return _failed(
-                f"prompt ({tokens} tokens) and answer do not fit the model's {positions} positions; lower max_prompt_tokens"
-            )
-        return None
+        return unanswerable(tokens, max_new_tokens, positions, shares_positions=not self.is_encoder_decoder)
 
     def _answers(self, prompts: list[str], ids: list[list[int]], sampling: Sampling) -> list[Generation]:
         """Generate for one batch; on failure for its halves, down to the single prompt that fails."""
@@ -259,6 +274,35 @@ def token_budget_batches(lengths: Sequence[int], budget: int) -> Iterator[list[i
         batch.append(n)
     if batch:
         yield batch
+
+
+def unanswerable(tokens: int, max_new_tokens: int, positions: int | None, shares_positions: bool) -> Generation | None:
+    """Return the failure of a prompt of so many tokens that a model cannot take, or None.
+
+    Args:
+        positions: of the model; None: no limit.
+        shares_positions: whether the answer takes positions of the prompt's.
+    """
+    if tokens == 0:
+        return _failed("the prompt is empty")
+    if positions and tokens + (max_new_tokens if shares_positions else 0) > positions:
+        return _failed(
+            f"prompt ({tokens} tokens) and answer do not fit the model's {positions} positions; lower max_prompt_tokens"
+        )
+    return None
+
+
+def option_ids(tokenizer: ModelTokenizer, options: Sequence[str]) -> list[int]:
+    """Return the token id of every option. Raises TeacherError where an option is not a single token."""
+    found = []
+    for option in options:
+        ids = tokenizer.tokenizer(option, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise TeacherError(
+                f"the option {option!r} is {len(ids)} tokens in this model's vocabulary, and must be one; take another word"
+            )
+        found.append(int(ids[0]))
+    return found
 
 
 def model_positions(model: str, revision: str | None, trust_remote_code: bool) -> tuple[int | None, bool]:

@@ -31,6 +31,13 @@ def test_the_field_names_of_every_year_are_read_alike(tmp_path: Path, turns: str
     first, second = read(tmp_path, [record]).queries()
     assert (first.query_id, first.question, first.rewrite) == ("9-1_1", "question 1?", "rewrite 1")
     assert [(each.question, each.answer) for each in second.history] == [("question 1?", "answer 1")]
+    assert (second.answer, second.facts) == ("answer 2", ("I am private",))
+
+
+def test_the_persona_of_every_year_becomes_facts(tmp_path: Path) -> None:
+    record = {"number": "1", "turns": [turn(1)], "ptkb": {"1": "I run.", "2": " I have\ntwo sisters. ", "3": ""}}
+    (query,) = read(tmp_path, [record]).queries()
+    assert query.facts == ("I run.", "I have two sisters.")
 
 
 def test_ids_that_two_years_share_are_told_apart_by_a_prefix_and_judgements_follow(tmp_path: Path) -> None:
@@ -51,6 +58,7 @@ def test_ids_that_two_years_share_are_told_apart_by_a_prefix_and_judgements_foll
         ({"number": "2", "turns": [turn("1")]}, "turn 1: turn_id must be an integer from 1, not '1'"),
         ({"number": "2", "turns": [turn(1, utterance="said")]}, "turn 1: has no utterance"),
         ({"number": "1", "turns": [turn(1)]}, "conversation '1' is there twice"),
+        ({"number": "2", "turns": [turn(1)], "ptkb": [3]}, "conversation '2': ptkb must hold sentences"),
     ],
 )
 def test_a_malformed_conversation_is_named_or_quarantined_whole(tmp_path: Path, record: Any, reason: str) -> None:

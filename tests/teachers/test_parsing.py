@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from raydistill.config import ConversationSource
 from raydistill.conversations.readers import read_conversations
 from raydistill.teachers.engine import Failure
-from raydistill.teachers.parsing import parse_rewrite
+from raydistill.teachers.parsing import ParsedRewrite, parse_rewrite
 
 QUESTION = "And when was it built?"
 REWRITE = "When was the Eiffel Tower built?"
@@ -132,3 +132,36 @@ def test_failures_in_real_rewrites(shared_data: Path, domain: str, teacher: str,
     lines = (folder / "rewrites" / f"{teacher}.jsonl").read_text().splitlines()
     parsed = [parse_rewrite(record["text"], questions[record["_id"]]) for record in map(json.loads, lines)]
     assert Counter(one.failure.value for one in parsed if one.failure) == expected
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        f"It stands for the Eiffel Tower.\nQuery: {REWRITE}",
+        f"It stands for the Eiffel Tower.\n\n**Query:** {REWRITE}\n\nThat is all.",
+        f"The query: should name the tower.\nquery: And it?\nQuery: {REWRITE}",
+        f"Thoughts.\n- Query:\n{REWRITE}",
+        f"<think>Query: no</think>\nQuery: {REWRITE}",
+    ],
+)
+def test_behind_thoughts_the_query_is_on_the_last_marked_line(raw: str) -> None:
+    assert parse_rewrite(raw, QUESTION, marker="Query:") == ParsedRewrite(REWRITE, None)
+
+
+@pytest.mark.parametrize(
+    ("raw", "finish_reason", "failure"),
+    [
+        ("It stands for the Eiffel", "length", Failure.TRUNCATED),
+        (f"It stands for the Eiffel Tower.\nQuery: {REWRITE[:12]}", "length", Failure.TRUNCATED),
+        ("It stands for the Eiffel Tower.", "stop", Failure.CHATTY),
+        ("I cannot rewrite this.", "stop", Failure.REFUSAL),
+        ("Thoughts.\nQuery:", "stop", Failure.EMPTY),
+        ("", "stop", Failure.EMPTY),
+    ],
+)
+def test_thoughts_without_a_query_are_a_typed_failure(raw: str, finish_reason: str, failure: Failure) -> None:
+    assert parse_rewrite(raw, QUESTION, finish_reason, "Query:") == ParsedRewrite("", failure)
+
+
+def test_what_the_server_calls_a_refusal_is_one() -> None:
+    assert parse_rewrite(REWRITE, QUESTION, "refusal") == ParsedRewrite("", Failure.REFUSAL)

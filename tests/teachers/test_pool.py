@@ -17,7 +17,8 @@ from raydistill.conversations.records import Conversation, ConversationalQuery, 
 from raydistill.errors import DataError, ResourceError, TeacherError
 from raydistill.storage.artifacts import Artifact, ArtifactWriter
 from raydistill.storage.parts import Part
-from raydistill.teachers.pool import RewriteWorker, _identity, _spec, rewrites_artifact, teach
+from raydistill.teachers.engines import engine_identity
+from raydistill.teachers.pool import RewriteWorker, _spec, rewrites_artifact, teach
 from raydistill.teachers.rewriting import REWRITE_SCHEMA
 
 FINGERPRINT = "f" * 64
@@ -104,7 +105,7 @@ def test_other_task_sizes_and_batches_change_no_row_and_generate_nothing(
     for size, batch_tokens in ((9, 8192), (2, 64)):
         teacher = generating(trained_causal, turns_per_task=size, batch_tokens=batch_tokens)
         artifact = rewrites_artifact(teacher, FINGERPRINT, str(tmp_path))
-        worker = RewriteWorker(teacher.model_dump(mode="json"), artifact.to_json(), _identity(teacher))
+        worker = RewriteWorker(teacher.model_dump(mode="json"), artifact.to_json(), engine_identity(teacher))
         parts = [
             Part.from_json(worker(_spec(start, start + size, queries[start : start + size], teacher.history_turns)))
             for start in range(0, 9 - size + 1, size)

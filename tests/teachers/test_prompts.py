@@ -37,9 +37,56 @@ def test_zero_shot_ends_with_its_cue_or_goes_through_the_chat_template() -> None
     assert render_prompt(PLAIN, "q?", [], 1000, words, lambda message: f"<s>{message}</s>") == "user: q?\nrewrite:"
 
 
+def test_few_shot_shows_its_examples_in_the_form_that_is_asked_for() -> None:
+    prompt = render_prompt(find_template("few-shot-v1"), "by whom?", HISTORY, 1000, words)
+    assert prompt.count("Conversation:") == prompt.count("Rewritten question:") == 4
+    assert "user: When was it first performed?\n\nRewritten question: When was Beethoven's opera Fidelio first" in prompt
+    assert prompt.endswith("user: by whom?\n\nRewritten question:")
+
+
+def test_the_answer_is_shown_by_templates_that_know_of_it_and_given_up_before_the_question() -> None:
+    template = find_template("answer-aware-v1")
+
+    def prompt(budget: int, answer: str = "Romulus.") -> str:
+        return render_prompt(template, "by whom?", HISTORY, budget, words, answer=answer)
+
+    assert prompt(1000).endswith("user: by whom?\nsystem: Romulus.\n\nRewritten question:")
+    assert prompt(1000, "").endswith("user: by whom?\n\nRewritten question:")
+    shortest = words(prompt(0, ""))
+    assert prompt(shortest + 1).endswith("user: by whom?\n\nRewritten question:")
+    assert prompt(shortest + 2).endswith("Conversation:\nuser: by whom?\nsystem: Romulus.\n\nRewritten question:")
+    assert "Romulus." not in render_prompt(ZERO_SHOT, "by whom?", [], 1000, words, answer="Romulus.")
+
+
+def test_facts_are_shown_by_templates_that_know_of_them_the_last_left_out_first_after_the_history() -> None:
+    template, facts = find_template("personal-v1"), ("I run.", "I have two sisters.")
+
+    def prompt(budget: int) -> str:
+        return render_prompt(template, "what shoes?", HISTORY, budget, words, facts=facts)
+
+    assert "Facts about the user:\n- I run.\n- I have two sisters.\n\nConversation:\nuser: who founded Rome?" in prompt(1000)
+    bare = words(prompt(0))
+    one = prompt(bare + 7)
+    assert "- I run.\n\nConversation:\nuser: what shoes?\n" in one
+    assert "sisters" not in one
+    assert "Facts" not in prompt(bare + 6)
+    assert "Facts" not in render_prompt(ZERO_SHOT, "what shoes?", [], 1000, words, facts=facts)
+
+
 def test_released_templates_never_change() -> None:
-    released = {"zero-shot-v1": "d8788870d85fda92", "plain-v1": "4b1ea9712aff2d6d"}
-    prompts = {name: render_prompt(TEMPLATES[name], "by whom?", HISTORY, 1000, words) for name in released}
+    released = {
+        "zero-shot-v1": "d8788870d85fda92",
+        "plain-v1": "4b1ea9712aff2d6d",
+        "few-shot-v1": "cd1efae3cee475a1",
+        "chain-of-thought-v1": "356327e9b74d05f9",
+        "answer-aware-v1": "ef873624f0e93b6f",
+        "personal-v1": "5848a0cc268f983b",
+    }
+    assert set(released) == set(TEMPLATES)
+    prompts = {
+        name: render_prompt(TEMPLATES[name], "by whom?", HISTORY, 1000, words, answer="Romulus.", facts=("I run.",))
+        for name in released
+    }
     assert {name: hashlib.sha256(prompt.encode()).hexdigest()[:16] for name, prompt in prompts.items()} == released
 
 
@@ -52,5 +99,5 @@ def test_the_question_is_kept_and_the_most_recent_turns_that_fit(history: list[t
 
 
 def test_an_unknown_template_names_those_that_exist() -> None:
-    with pytest.raises(ConfigError, match="no prompt 'few-shot'; the prompts are plain-v1, zero-shot-v1"):
+    with pytest.raises(ConfigError, match=r"no prompt 'few-shot'; the prompts are answer-aware-v1, .*, zero-shot-v1"):
         find_template("few-shot")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from raydistill.storage.store import open_store
 from raydistill.teachers.cache import EngineIdentity, GenerationCache, generation_key
 from raydistill.teachers.engine import Failure, Generation, Sampling
 from raydistill.teachers.prompts import find_template
-from raydistill.teachers.rewriting import Rewriter, RewriteRequest, recorded_row
+from raydistill.teachers.rewriting import Retry, Rewriter, RewriteRequest, recorded_row
 
 IDENTITY = EngineIdentity("a/model@main", "float32")
 FIRST, HISTORY = "who founded Rome?", (("who founded Rome?", "Romulus."),)
@@ -54,10 +55,15 @@ def echo(prompt: str, sampling: Sampling) -> Generation:
 
 
 def rewriter(
-    root: Path, engine: CountingEngine, identity: EngineIdentity = IDENTITY, sampling: Sampling | None = None
+    root: Path,
+    engine: CountingEngine,
+    identity: EngineIdentity = IDENTITY,
+    sampling: Sampling | None = None,
+    **more: Any,
 ) -> Rewriter:
     cache = GenerationCache(str(root), identity)
-    return Rewriter(engine, WordTokenizer(), cache, find_template("plain-v1"), 12, 100, sampling or Sampling())
+    template = find_template("plain-v1")
+    return Rewriter(engine, WordTokenizer(), cache, template, 12, 1000, sampling or Sampling(), **more)
 
 
 def test_a_second_run_calls_the_engine_for_nothing_and_answers_the_same(tmp_path: Path) -> None:
@@ -184,3 +190,49 @@ def test_a_recorded_text_is_parsed_like_a_fresh_one_and_a_missing_one_says_so() 
         ("and when?", "refusal"),
         ("why?", "missing"),
     ]
+
+
+def test_the_first_sample_that_holds_a_rewrite_counts_and_the_others_are_alternatives(tmp_path: Path) -> None:
+    said = ["", "What is it, then?", "Why is it so?", "What is it, then?", "Why is that?"]
+    drawn = Sampling(temperature=1.0, seed=7)
+    engine = CountingEngine(lambda prompt, sampling: ok(said[sampling.seed - 7]))
+    (row,), counters = rewriter(tmp_path, engine, sampling=drawn, samples=5).rewrite(REQUESTS[2:])
+    assert (row.text, row.failure) == ("What is it, then?", None)
+    assert row.alternatives == ("Why is it so?", "Why is that?")
+    assert (row.prompt_tokens, row.generated_tokens, counters["retried"]) == (50, 25, 0)
+    # More samples later: those that were paid for are not drawn again.
+    more = CountingEngine(lambda prompt, sampling: ok(said[sampling.seed - 7]))
+    assert rewriter(tmp_path, more, sampling=drawn, samples=4).rewrite(REQUESTS[2:])[1]["cached"] == 4
+    assert not more.calls
+
+
+def test_retries_go_on_with_seeds_of_their_own_until_one_holds_a_rewrite(tmp_path: Path) -> None:
+    engine = CountingEngine(lambda prompt, sampling: ok("Why is it so?" if sampling.seed == 3 else ""))
+    (row,), counters = rewriter(tmp_path, engine, retry=Retry(tries=5, temperature=1.2)).rewrite(REQUESTS[2:])
+    assert (row.text, row.failure) == ("Why is it so?", None)
+    assert [(sampling.temperature, sampling.seed) for _, sampling in engine.calls] == [(0, 0), (1.2, 1), (1.2, 2), (1.2, 3)]
+    assert (counters["retried"], counters["recovered"]) == (1, 1)
+    never = CountingEngine(lambda prompt, sampling: ok(""))
+    (row,), _ = rewriter(tmp_path / "never", never, retry=Retry(tries=0)).rewrite(REQUESTS[2:])
+    assert (row.text, row.failure, len(never.calls)) == ("why?", "empty", 1)
+
+
+def test_a_retry_may_take_another_prompt_with_its_own_way_to_mark_the_query(tmp_path: Path) -> None:
+    def answer(prompt: str, sampling: Sampling) -> Generation:
+        return ok("It is about Rome.\nQuery: Why was Rome founded?") if "First think" in prompt else ok("")
+
+    engine = CountingEngine(answer)
+    retry = Retry(template=find_template("chain-of-thought-v1"))
+    (row,), _ = rewriter(tmp_path, engine, retry=retry).rewrite(REQUESTS[2:])
+    assert (row.text, row.failure) == ("Why was Rome founded?", None)
+    assert len(engine.calls) == 2
+
+
+def test_answer_and_facts_reach_the_prompts_that_show_them(tmp_path: Path) -> None:
+    request = RewriteRequest("q", "why?", HISTORY, "Because.", ("I run.",))
+    for name, shown in (("answer-aware-v1", "system: Because."), ("personal-v1", "- I run."), ("zero-shot-v1", "")):
+        engine = CountingEngine(echo)
+        cache = GenerationCache(str(tmp_path), IDENTITY)
+        Rewriter(engine, WordTokenizer(), cache, find_template(name), 12, 1000, Sampling()).rewrite([request])
+        prompt = engine.calls[0][0]
+        assert [line for line in ("system: Because.", "- I run.") if line in prompt.splitlines()] == [shown] * bool(shown)

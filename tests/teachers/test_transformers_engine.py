@@ -164,3 +164,29 @@ def test_on_a_gpu_auto_is_bfloat16_and_float32_answers_equal_the_cpu(tiny_causal
     assert TransformersEngine(tiny_causal, tokenizer).model.dtype == torch.bfloat16
     on_gpu = TransformersEngine(tiny_causal, tokenizer, dtype="float32").generate(PROMPTS, GREEDY)
     assert on_gpu == engine(tiny_causal).generate(PROMPTS, GREEDY)
+
+
+def test_choices_are_the_softmax_at_the_last_token_whatever_the_batch(tiny_causal: str) -> None:
+    tested, options = engine(tiny_causal), ["y", "n", "?"]
+    chosen = tested.choose(PROMPTS, options)
+    for prompt, row in zip(PROMPTS, chosen.log_probabilities, strict=True):
+        ids = tested.tokenizer.token_ids(prompt)
+        with torch.no_grad():
+            last = tested.model(torch.tensor([ids])).logits[0, -1].log_softmax(dim=0)
+        wanted = [float(last[tested.tokenizer.token_ids(option)[-1]]) for option in options]
+        assert row == pytest.approx(wanted, abs=1e-5)
+    assert chosen.failures == (None,) * len(PROMPTS)
+    tested.batch_tokens = 60
+    assert tested.choose(PROMPTS, options).log_probabilities == pytest.approx(chosen.log_probabilities, abs=1e-5)
+
+
+def test_a_prompt_that_does_not_fit_has_no_choice_and_an_option_must_be_one_token(
+    tiny_causal: str, tiny_seq2seq: str
+) -> None:
+    chosen = engine(tiny_causal).choose(["x" * 129, "a"], ["y"])
+    assert chosen.failures == (Failure.ENGINE_ERROR, None)
+    assert [bool(value) for value in chosen.log_probabilities[:, 0] == chosen.log_probabilities[:, 0]] == [False, True]
+    with pytest.raises(TeacherError, match="the option 'yes' is 3 tokens"):
+        engine(tiny_causal).choose(["a"], ["yes"])
+    with pytest.raises(TeacherError, match="choosing needs a causal model"):
+        engine(tiny_seq2seq).choose(["a"], ["y"])
