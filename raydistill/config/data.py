@@ -8,7 +8,24 @@ from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, mo
 
 from raydistill.config.fields import Location, Name, NonNegativeInt, Operational, Section
 
-Reader = Literal["mtrag", "topiocqa", "cast", "ikat"]
+Reader = Literal["mtrag", "mtrag-tasks", "topiocqa", "qrecc", "cast", "ikat", "beir", "tsv", "trec"]
+ReleaseName = Literal[
+    "topiocqa-train",
+    "topiocqa-dev",
+    "topiocqa-train-older",
+    "topiocqa-dev-older",
+    "qrecc-train",
+    "qrecc-test",
+    "cast-2019",
+    "cast-2020",
+    "cast-2021",
+    "cast-2022",
+    "ikat-2023",
+    "ikat-2024",
+    "ikat-2025",
+    "mtrag-tasks",
+    "mtrag-un-tasks",
+]
 
 
 class ConversationSource(Section):
@@ -25,6 +42,11 @@ class ConversationSource(Section):
     without them still teaches: teachers and student score the same passages, whatever they are."""
     split: str | None = None
     """Keep only conversations whose own split field has this value; None keeps all."""
+    persona: bool = False
+    """Let what is known of the user open every conversation, as what the user said first (reader ikat)."""
+    release: Operational[ReleaseName | None] = None
+    """Release that the file must be, by its numbers of conversations, turns and judged turns; None only warns of a file
+    that is nearly a known release, or an old one."""
     prefix_ids: bool = False
     """Put `NAME:` before every conversation and query id, for files whose ids another source uses too. The qrels keep the
     file's own ids; files of recorded rewrites must use the prefixed ones."""

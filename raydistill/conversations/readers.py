@@ -14,8 +14,12 @@ from raydistill.config import ConversationSource
 from raydistill.conversations.cast import read_cast
 from raydistill.conversations.ikat import read_ikat
 from raydistill.conversations.mtrag import read_mtrag
+from raydistill.conversations.mtrag_tasks import read_mtrag_tasks
+from raydistill.conversations.qrecc import read_qrecc
 from raydistill.conversations.qrels import Qrels, add_judgement, judgement_rows
-from raydistill.conversations.records import Conversation, ConversationSet
+from raydistill.conversations.queries import read_beir, read_trec_topics, read_tsv_queries
+from raydistill.conversations.records import Conversation, ConversationSet, Turn
+from raydistill.conversations.releases import release_note, require_release
 from raydistill.conversations.rows import BadRow, Quarantine
 from raydistill.conversations.sources import ConversationFile
 from raydistill.conversations.topiocqa import read_topiocqa
@@ -24,11 +28,16 @@ from raydistill.storage.files import input_fingerprint
 
 READERS: dict[str, Callable[[str, Quarantine], ConversationFile]] = {
     "mtrag": read_mtrag,
+    "mtrag-tasks": read_mtrag_tasks,
     "topiocqa": read_topiocqa,
+    "qrecc": read_qrecc,
     "cast": read_cast,
     "ikat": read_ikat,
+    "beir": read_beir,
+    "tsv": read_tsv_queries,
+    "trec": read_trec_topics,
 }
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 def read_conversations(source: ConversationSource, reader: str, max_bad_rows: int) -> ConversationSet:
@@ -51,18 +60,48 @@ def read_conversations(source: ConversationSource, reader: str, max_bad_rows: in
         raise DataError(f"there is no conversation reader {reader!r}; data.reader can be {', '.join(sorted(READERS))}")
     quarantine = Quarantine(max_bad_rows)
     file = READERS[reader](source.conversations, quarantine)
+    if source.persona:
+        file = _with_persona(file, reader)
     if not file.conversations and not quarantine.rows:
         raise DataError(f"{file.uri}: holds no conversation; check the path and data.reader")
     qrels = file.qrels if source.qrels is None else _judgements(source.qrels, file, quarantine)
     kept = _of_split(file, source)
     query_ids = {turn.query_id for conversation in kept for turn in conversation.turns}
+    notes = _notes(file, reader, source, qrels)
     prefix = f"{source.name}:" if source.prefix_ids else ""
     return ConversationSet(
         conversations=tuple(_prefixed(one, source.name or "", prefix) for one in kept),
         qrels={f"{prefix}{query_id}": grades for query_id, grades in qrels.items() if query_id in query_ids},
         fingerprint=_source_fingerprint(source, reader),
         quarantined=tuple(quarantine.rows),
+        notes=notes,
+        gold_texts=file.gold_texts if source.qrels is None else {},
     )
+
+
+def _notes(file: ConversationFile, reader: str, source: ConversationSource, qrels: Qrels) -> tuple[str, ...]:
+    """Return the sentences that the whole file deserves. Raises DataError when it is not the release that was asked for."""
+    conversations = len({one.conversation_id for one in file.conversations})
+    queries = [turn.query_id for one in file.conversations for turn in one.asked]
+    judged = sum(bool(qrels.get(query_id)) for query_id in queries)
+    if source.release is not None:
+        require_release(source.release, file.uri, conversations, len(queries), judged)
+    note = release_note(reader, conversations, len(queries), judged)
+    return tuple(f"{file.uri}: {each}" for each in (*file.notes, *([note] if note else [])))
+
+
+def _with_persona(file: ConversationFile, reader: str) -> ConversationFile:
+    """Put what is known of the user before each conversation, as what the user said first; it is never asked."""
+    if reader != "ikat":
+        raise DataError(
+            f"{file.uri}: persona needs the facts of iKAT topics, which reader {reader!r} does not have; leave it out"
+        )
+    conversations = []
+    for one in file.conversations:
+        facts = " ".join(file.personas.get(one.conversation_id, ()))
+        known = (Turn(f"{one.conversation_id}_persona", 0, facts),) if facts else ()
+        conversations.append(replace(one, turns=(*known, *one.turns), asked_before=len(known)))
+    return replace(file, conversations=tuple(conversations))
 
 
 def _prefixed(conversation: Conversation, source: str, prefix: str) -> Conversation:
@@ -103,6 +142,7 @@ def _source_fingerprint(source: ConversationSource, reader: str) -> str:
         "format": _FORMAT_VERSION,
         "reader": reader,
         "split": source.split,
+        "persona": source.persona,
         "name": source.name,
         "prefix_ids": source.prefix_ids,
         "conversations": input_fingerprint([source.conversations]),
