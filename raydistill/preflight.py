@@ -14,6 +14,7 @@ from raydistill.config import (
     SpladeDocumentsConfig,
     StudentConfig,
 )
+from raydistill.conversations.prepared import corpus_files
 from raydistill.distill.loggers import check_loggers
 from raydistill.encoders.documents import check_positions, check_vocabulary, load_term_counter
 from raydistill.errors import ConfigError
@@ -26,7 +27,7 @@ def check_inputs(config: DistillConfig, inputs: RunInputs) -> None:
     """Raise when an input is missing or malformed, the store is unfit, a model cannot be loaded or a package is missing."""
     check_root(config.root)
     check_loggers(config.train.loggers)
-    input_files(config.data.corpus)
+    corpus_files(config.data.corpus, config.data.corpus_format)
     inputs.check()
     _check_target(config, load_term_counter(config.student).vocabulary_size)
     check_positions(config.student)

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, mo
 
 from raydistill.config.fields import Location, Name, NonNegativeInt, Operational, Section
 
-Reader = Literal["mtrag", "mtrag-tasks", "topiocqa", "qrecc", "cast", "ikat", "beir", "tsv", "trec"]
+Reader = Literal["mtrag", "mtrag-tasks", "topiocqa", "qrecc", "cast", "ikat", "beir", "tsv", "trec", "prepared"]
 ReleaseName = Literal[
     "topiocqa-train",
     "topiocqa-dev",
@@ -103,6 +103,20 @@ ValidationSource = Annotated[
 ]
 
 
+CorpusFormat = Literal["jsonl", "tsv", "msmarco", "parquet", "prepared"]
+
+
+class PassageColumns(Section):
+    """Names of the fields of a passage in corpus files; None finds the usual ones (see conversations.passages)."""
+
+    id: str | None = None
+    """Field of the passage's id, a string or an integer."""
+    text: str | None = None
+    """Field of its text."""
+    title: str | None = None
+    """Field of its title; a passage may have none."""
+
+
 class DataConfig(Section):
     """Where the corpus and the conversations come from."""
 
@@ -110,8 +124,12 @@ class DataConfig(Section):
     """Format of the conversation files (see raydistill.conversations), for sources that do not name their own."""
     corpus: Operational[tuple[Location, ...]] = Field(min_length=1)
     """URIs or absolute paths of the corpus files; a trailing * expands."""
-    corpus_format: Literal["jsonl", "tsv"] = "jsonl"
-    """jsonl: BEIR records {_id, title, text}; tsv: header `id text title`. Compressed by suffix .gz, .bz2, .zst."""
+    corpus_format: CorpusFormat = "jsonl"
+    """jsonl: records {_id, title, text} or {id, contents}; tsv: header `id text title`; msmarco: lines `id text` without a
+    header; parquet. Compressed by suffix .gz, .bz2, .zst. prepared: what `raydistill prepare` made, named by its
+    datasets/NAME.json."""
+    corpus_columns: PassageColumns = PassageColumns()
+    """Names of the fields, where they are not the usual ones (not for msmarco)."""
     train: Annotated[tuple[TrainingSource, ...], BeforeValidator(_as_list), Field(min_length=1)]
     """One source or a list of them. Query ids are unique over all of them (see prefix_ids)."""
     validation: ValidationSource | None = None

@@ -15,14 +15,14 @@ import heapq
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from raydistill.config import PassageSource
+from raydistill.config import CorpusFormat, PassageColumns, PassageSource
 from raydistill.conversations.passages import read_passages
+from raydistill.conversations.prepared import corpus_files
 from raydistill.conversations.qrels import Qrels
 from raydistill.conversations.records import Conversation, ConversationSet, Passage, Turn
 from raydistill.errors import DataError
-from raydistill.storage.files import input_files, input_fingerprint, open_input
+from raydistill.storage.files import input_fingerprint, open_input
 from raydistill.storage.hashing import canonical_json, sha256_hex
 
 _FORMAT_VERSION = 1
@@ -85,7 +85,10 @@ def _without(sentence: str, named: set[str]) -> str:
 
 
 def read_passage_conversations(
-    source: PassageSource, corpus: Sequence[str], corpus_format: Literal["jsonl", "tsv"]
+    source: PassageSource,
+    corpus: Sequence[str],
+    corpus_format: CorpusFormat,
+    columns: PassageColumns | None = None,
 ) -> ConversationSet:
     """Return the conversations that a source makes of the corpus; reads all of it once, holding only the sample.
 
@@ -95,8 +98,8 @@ def read_passage_conversations(
         DataError: no passage can be a topic.
         StorageError: a corpus file that does not exist or cannot be read.
     """
-    files = input_files(corpus)
-    topics = _sampled_topics(source, files, corpus_format)
+    files = corpus_files(corpus, corpus_format)
+    topics = _sampled_topics(source, _passages(files, corpus_format, columns))
     if not topics:
         raise DataError(
             f"data.train: no passage of the corpus ({files[0]}{' ...' if len(files) > 1 else ''}) has a title and two "
@@ -116,15 +119,16 @@ def read_passage_conversations(
         "source": source.model_dump(mode="json"),
         "corpus": input_fingerprint(files),
         "corpus_format": corpus_format,
+        **({"corpus_columns": columns.model_dump()} if columns and columns != PassageColumns() else {}),
     }
     return ConversationSet(tuple(conversations), qrels, sha256_hex(canonical_json(settings).encode()))
 
 
-def _sampled_topics(source: PassageSource, files: Sequence[str], corpus_format: Literal["jsonl", "tsv"]) -> list[Topic]:
+def _sampled_topics(source: PassageSource, passages: Iterator[Passage]) -> list[Topic]:
     """Return the `source.sample` topics whose passage ids have the smallest hashes, ascending."""
     kept: list[tuple[int, str, Topic]] = []  # a heap with the largest hash on top
     chosen: set[str] = set()
-    for passage in _passages(files, corpus_format):
+    for passage in passages:
         place = -_hash(source.seed, passage.passage_id)
         if passage.passage_id in chosen or (len(kept) == source.sample and place <= kept[0][0]):
             continue
@@ -140,10 +144,10 @@ def _sampled_topics(source: PassageSource, files: Sequence[str], corpus_format: 
     return [topic for _, _, topic in sorted(kept, key=lambda item: (-item[0], item[1]))]
 
 
-def _passages(files: Sequence[str], corpus_format: Literal["jsonl", "tsv"]) -> Iterator[Passage]:
+def _passages(files: Sequence[str], corpus_format: CorpusFormat, columns: PassageColumns | None) -> Iterator[Passage]:
     for uri in files:
         with open_input(uri) as stream:
-            for row in read_passages(stream, uri, corpus_format):
+            for row in read_passages(stream, uri, corpus_format, columns):
                 if isinstance(row, Passage):
                     yield row
 

@@ -15,6 +15,7 @@ from raydistill.conversations.cast import read_cast
 from raydistill.conversations.ikat import read_ikat
 from raydistill.conversations.mtrag import read_mtrag
 from raydistill.conversations.mtrag_tasks import read_mtrag_tasks
+from raydistill.conversations.prepared import read_prepared
 from raydistill.conversations.qrecc import read_qrecc
 from raydistill.conversations.qrels import Qrels, add_judgement, judgement_rows
 from raydistill.conversations.queries import read_beir, read_trec_topics, read_tsv_queries
@@ -36,6 +37,7 @@ READERS: dict[str, Callable[[str, Quarantine], ConversationFile]] = {
     "beir": read_beir,
     "tsv": read_tsv_queries,
     "trec": read_trec_topics,
+    "prepared": read_prepared,
 }
 _FORMAT_VERSION = 2
 
@@ -56,46 +58,52 @@ def read_conversations(source: ConversationSource, reader: str, max_bad_rows: in
         StorageError: a file that does not exist or cannot be read.
     """
     reader = source.reader or reader
+    file, quarantine = read_whole(source, reader, max_bad_rows)
+    if source.persona:
+        file = _with_persona(file)
+    notes = _notes(file, reader, source)
+    kept = _of_split(file, source)
+    query_ids = {turn.query_id for conversation in kept for turn in conversation.turns}
+    prefix = f"{source.name}:" if source.prefix_ids else ""
+    return ConversationSet(
+        conversations=tuple(_prefixed(one, source.name or "", prefix) for one in kept),
+        qrels={f"{prefix}{query_id}": grades for query_id, grades in file.qrels.items() if query_id in query_ids},
+        fingerprint=_source_fingerprint(source, reader),
+        quarantined=tuple(quarantine.rows),
+        notes=notes,
+        gold_texts=file.gold_texts,
+    )
+
+
+def read_whole(source: ConversationSource, reader: str, max_bad_rows: int) -> tuple[ConversationFile, Quarantine]:
+    """Return all that a source holds, whatever its split, name and persona settings; see `read_conversations`."""
     if reader not in READERS:
         raise DataError(f"there is no conversation reader {reader!r}; data.reader can be {', '.join(sorted(READERS))}")
     quarantine = Quarantine(max_bad_rows)
     file = READERS[reader](source.conversations, quarantine)
-    if source.persona:
-        file = _with_persona(file, reader)
-    if not file.conversations and not quarantine.rows:
-        raise DataError(f"{file.uri}: holds no conversation; check the path and data.reader")
-    qrels = file.qrels if source.qrels is None else _judgements(source.qrels, file, quarantine)
-    kept = _of_split(file, source)
-    query_ids = {turn.query_id for conversation in kept for turn in conversation.turns}
-    notes = _notes(file, reader, source, qrels)
-    prefix = f"{source.name}:" if source.prefix_ids else ""
-    return ConversationSet(
-        conversations=tuple(_prefixed(one, source.name or "", prefix) for one in kept),
-        qrels={f"{prefix}{query_id}": grades for query_id, grades in qrels.items() if query_id in query_ids},
-        fingerprint=_source_fingerprint(source, reader),
-        quarantined=tuple(quarantine.rows),
-        notes=notes,
-        gold_texts=file.gold_texts if source.qrels is None else {},
-    )
+    if not file.conversations:
+        empty = "no conversation" if not quarantine.rows else "no usable conversation"
+        raise DataError(f"{file.uri}: holds {empty}; check the path and data.reader")
+    if source.qrels is not None:
+        file = replace(file, qrels=_judgements(source.qrels, file, quarantine), gold_texts={})
+    return file, quarantine
 
 
-def _notes(file: ConversationFile, reader: str, source: ConversationSource, qrels: Qrels) -> tuple[str, ...]:
+def _notes(file: ConversationFile, reader: str, source: ConversationSource) -> tuple[str, ...]:
     """Return the sentences that the whole file deserves. Raises DataError when it is not the release that was asked for."""
     conversations = len({one.conversation_id for one in file.conversations})
     queries = [turn.query_id for one in file.conversations for turn in one.asked]
-    judged = sum(bool(qrels.get(query_id)) for query_id in queries)
+    judged = sum(bool(file.qrels.get(query_id)) for query_id in queries)
     if source.release is not None:
         require_release(source.release, file.uri, conversations, len(queries), judged)
     note = release_note(reader, conversations, len(queries), judged)
     return tuple(f"{file.uri}: {each}" for each in (*file.notes, *([note] if note else [])))
 
 
-def _with_persona(file: ConversationFile, reader: str) -> ConversationFile:
+def _with_persona(file: ConversationFile) -> ConversationFile:
     """Put what is known of the user before each conversation, as what the user said first; it is never asked."""
-    if reader != "ikat":
-        raise DataError(
-            f"{file.uri}: persona needs the facts of iKAT topics, which reader {reader!r} does not have; leave it out"
-        )
+    if not file.personas:
+        raise DataError(f"{file.uri}: persona needs the facts of iKAT topics, which this file does not have; leave it out")
     conversations = []
     for one in file.conversations:
         facts = " ".join(file.personas.get(one.conversation_id, ()))
@@ -125,8 +133,6 @@ def _judgements(uri: str, file: ConversationFile, quarantine: Quarantine) -> Qre
 
 
 def _of_split(file: ConversationFile, source: ConversationSource) -> list[Conversation]:
-    if not file.conversations:
-        raise DataError(f"{file.uri}: holds no usable conversation; check the path and data.reader")
     if source.split is None:
         return list(file.conversations)
     kept = [one for one in file.conversations if file.splits.get(one.conversation_id) == source.split]

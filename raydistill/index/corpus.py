@@ -28,8 +28,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raydistill.actor_pool import map_shards
-from raydistill.config import DataConfig, WorkerConfig
+from raydistill.config import CorpusFormat, DataConfig, PassageColumns, WorkerConfig
 from raydistill.conversations.passages import read_passages
+from raydistill.conversations.prepared import corpus_files
 from raydistill.conversations.qrels import check_qrels
 from raydistill.conversations.records import Passage
 from raydistill.conversations.rows import BadRow, Quarantine
@@ -38,7 +39,7 @@ from raydistill.index.passage_files import PassageFileWriter, SeenIds, id_hash, 
 from raydistill.index.publish import IndexVersion
 from raydistill.progress import track
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, Manifest, Part, fingerprint
-from raydistill.storage.files import input_files, input_fingerprint, open_input
+from raydistill.storage.files import input_fingerprint, open_input
 
 logger = logging.getLogger("raydistill")
 _FORMAT_VERSION = 1
@@ -48,8 +49,10 @@ _MOST_CHECKED_FOR_SHARED_IDS = 30_000_000
 
 def corpus_artifact(data: DataConfig, passages_per_part: int, root: str) -> Artifact:
     """Return the address of what `prepare_corpus` makes, committed or not. Raises StorageError when a file is missing."""
-    settings = {"corpus_format": data.corpus_format, "passages_per_part": passages_per_part}
-    inputs = {"files": input_fingerprint(input_files(data.corpus))}
+    settings: dict[str, Any] = {"corpus_format": data.corpus_format, "passages_per_part": passages_per_part}
+    if data.corpus_columns != PassageColumns():
+        settings["corpus_columns"] = data.corpus_columns
+    inputs = {"files": input_fingerprint(corpus_files(data.corpus, data.corpus_format))}
     return Artifact(root, "corpus", "passages", fingerprint("corpus", _FORMAT_VERSION, settings, inputs))
 
 
@@ -64,7 +67,7 @@ def prepare_corpus(data: DataConfig, passages_per_part: int, workers: WorkerConf
             no passage at all.
         StorageError: an input file is missing or unreadable.
     """
-    files = input_files(data.corpus)
+    files = corpus_files(data.corpus, data.corpus_format)
     artifact = corpus_artifact(data, passages_per_part, root)
     committed = artifact.find_manifest()
     if committed is not None:
@@ -163,6 +166,7 @@ def _convert(
     arguments = {
         "writer": writer,
         "corpus_format": data.corpus_format,
+        "columns": data.corpus_columns,
         "passages_per_part": passages_per_part,
         "max_bad_rows": data.max_bad_rows,
         "keep_ids": len(files) > 1,
@@ -233,10 +237,17 @@ class _FileConverter:
     """Converts one input file; parts whose receipts exist are parsed again, for their ids, but not written again."""
 
     def __init__(
-        self, writer: ArtifactWriter, corpus_format: Any, passages_per_part: int, max_bad_rows: int, keep_ids: bool
+        self,
+        writer: ArtifactWriter,
+        corpus_format: CorpusFormat,
+        columns: PassageColumns,
+        passages_per_part: int,
+        max_bad_rows: int,
+        keep_ids: bool,
     ) -> None:
         self._writer = writer
-        self._format = corpus_format
+        self._format: CorpusFormat = corpus_format
+        self._columns = columns
         self._rows = passages_per_part
         self._max_bad_rows = max_bad_rows
         self._keep_ids = keep_ids
@@ -249,13 +260,13 @@ class _FileConverter:
             parts = _Blocks(self._writer, file, set(spec["finished"]), self._rows, Path(folder))
             with open_input(uri) as stream:
                 lines = _CountedLines(stream)
-                for row in read_passages(cast(BinaryIO, lines), uri, self._format):
+                source = stream if self._format in ("parquet", "prepared") else cast(BinaryIO, lines)
+                for number, row in enumerate(read_passages(source, uri, self._format, self._columns), start=1):
                     if isinstance(row, BadRow):
                         quarantine.add(row)
                     elif not seen.add(row.passage_id):
-                        quarantine.add(
-                            BadRow(f"{uri}:{lines.count}", f"repeats the id {row.passage_id!r} of an earlier line")
-                        )
+                        place = f"{uri}:{lines.count}" if lines.count else f"{uri}: row {number}"
+                        quarantine.add(BadRow(place, f"repeats the id {row.passage_id!r} of an earlier line"))
                     else:
                         parts.add(row)
             parts.close()

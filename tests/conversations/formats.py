@@ -69,6 +69,19 @@ def ikat(number: int, turns: int, **changes: Any) -> dict[str, Any]:
     return {"number": f"{number}-1", "title": "t", "ptkb": {"1": "I am tall."}, "turns": said, **changes}
 
 
+def turn_ids(conversation: str, turn: str) -> Callable[[Any], list[str]]:
+    return lambda record: [f"{record[conversation]}_{int(record[turn])}"]
+
+
+def topic_ids(turns: str, turn: str) -> Callable[[Any], list[str]]:
+    return lambda record: [f"{record['number']}_{each[turn]}" for each in record[turns]]
+
+
+def task_ids(record: Any) -> list[str]:
+    before, _, turn = record["task_id"].rpartition("::")
+    return [f"{before.removesuffix('<')}<::>{turn}" if turn.isdecimal() and before else record["task_id"]]
+
+
 @dataclass(frozen=True)
 class Format:
     """A format that holds records: its reader, whether its file is one JSON list, and records of two conversations."""
@@ -77,6 +90,8 @@ class Format:
     as_list: bool
     record: Callable[[int, int], dict[str, Any]]
     a_record_is_a_turn: bool
+    ids: Callable[[Any], list[str]]
+    """Query ids of a record that was read."""
 
     def valid(self) -> list[dict[str, Any]]:
         """Return five records that can be read."""
@@ -90,14 +105,14 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
-    "topiocqa retriever": Format("topiocqa", True, topiocqa, True),
-    "topiocqa original": Format("topiocqa", False, topiocqa_original, True),
-    "qrecc original": Format("qrecc", True, qrecc, True),
-    "qrecc scai": Format("qrecc", True, qrecc_scai, True),
-    "mtrag tasks": Format("mtrag-tasks", False, lambda name, turn: mtrag_task(f"c{name}", turn), True),
-    "mtrag": Format("mtrag", False, mtrag, False),
-    "cast": Format("cast", True, cast, False),
-    "ikat": Format("ikat", True, ikat, False),
+    "topiocqa retriever": Format("topiocqa", True, topiocqa, True, turn_ids("conv_id", "turn_id")),
+    "topiocqa original": Format("topiocqa", False, topiocqa_original, True, turn_ids("Conversation_no", "Turn_no")),
+    "qrecc original": Format("qrecc", True, qrecc, True, turn_ids("Conversation_no", "Turn_no")),
+    "qrecc scai": Format("qrecc", True, qrecc_scai, True, turn_ids("Conversation_no", "Turn_no")),
+    "mtrag tasks": Format("mtrag-tasks", False, lambda name, turn: mtrag_task(f"c{name}", turn), True, task_ids),
+    "mtrag": Format("mtrag", False, mtrag, False, lambda record: [turn["query_id"] for turn in record["turns"]]),
+    "cast": Format("cast", True, cast, False, topic_ids("turn", "number")),
+    "ikat": Format("ikat", True, ikat, False, topic_ids("turns", "turn_id")),
 }
 
 
