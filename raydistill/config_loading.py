@@ -95,6 +95,14 @@ def build_config(
     return validated(DistillConfig, _substitute(merged, variables, place), folder, place)
 
 
+def build_section(kind: type[M], tree: Mapping[str, Any], overrides: Sequence[str], folder: Path, place: str) -> M:
+    """Validate a section of another job with overrides applied; locations in overrides start at the current directory."""
+    merged = json.loads(json.dumps(tree, default=str))
+    for override in overrides:
+        _apply_override(merged, override)
+    return validated(kind, merged, folder, place)
+
+
 def validated(kind: type[M], tree: Any, folder: Path | None, place: str) -> M:
     """Return the section of a kind that a tree of plain values describes.
 

@@ -8,14 +8,17 @@ section; everything is imported from here.
 from raydistill.config.chain import DistillConfig, RayConfig
 from raydistill.config.data import (
     ConversationSource,
+    CorpusConfig,
     CorpusFormat,
     DataConfig,
+    DatasetConfig,
     PassageColumns,
     PassageSource,
     Reader,
     ReleaseName,
     TextConfig,
     TrainingSource,
+    TurnColumns,
     ValidationShare,
 )
 from raydistill.config.documents import (
@@ -61,6 +64,7 @@ from raydistill.config.objective import (
     ScoreTerm,
     Term,
 )
+from raydistill.config.prepare import PrepareConfig
 from raydistill.config.regularisation import (
     ControllerConfig,
     FlopsPenalty,
@@ -96,8 +100,10 @@ __all__ = [
     "CommandLineValue",
     "ControllerConfig",
     "ConversationSource",
+    "CorpusConfig",
     "CorpusFormat",
     "DataConfig",
+    "DatasetConfig",
     "DenseTeacherConfig",
     "DistillConfig",
     "DocumentTrainingConfig",
@@ -134,6 +140,7 @@ __all__ = [
     "PenaltySum",
     "PoolConfig",
     "Pooling",
+    "PrepareConfig",
     "QueryForm",
     "RankNet",
     "RayConfig",
@@ -159,6 +166,7 @@ __all__ = [
     "TrainingSource",
     "TransformersTeacherConfig",
     "TuneConfig",
+    "TurnColumns",
     "ValidationConfig",
     "ValidationShare",
     "WorkerConfig",

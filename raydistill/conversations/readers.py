@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from raydistill.config import ConversationSource
 from raydistill.conversations.cast import read_cast
+from raydistill.conversations.hub import dataset_fingerprint, read_dataset
 from raydistill.conversations.ikat import read_ikat
 from raydistill.conversations.mtrag import read_mtrag
 from raydistill.conversations.mtrag_tasks import read_mtrag_tasks
@@ -61,14 +62,14 @@ def read_conversations(source: ConversationSource, reader: str, max_bad_rows: in
     file, quarantine = read_whole(source, reader, max_bad_rows)
     if source.persona:
         file = _with_persona(file)
-    notes = _notes(file, reader, source)
+    notes = file_notes(file, reader, source)
     kept = _of_split(file, source)
     query_ids = {turn.query_id for conversation in kept for turn in conversation.turns}
     prefix = f"{source.name}:" if source.prefix_ids else ""
     return ConversationSet(
         conversations=tuple(_prefixed(one, source.name or "", prefix) for one in kept),
         qrels={f"{prefix}{query_id}": grades for query_id, grades in file.qrels.items() if query_id in query_ids},
-        fingerprint=_source_fingerprint(source, reader),
+        fingerprint=source_fingerprint(source, reader),
         quarantined=tuple(quarantine.rows),
         notes=notes,
         gold_texts=file.gold_texts,
@@ -77,19 +78,27 @@ def read_conversations(source: ConversationSource, reader: str, max_bad_rows: in
 
 def read_whole(source: ConversationSource, reader: str, max_bad_rows: int) -> tuple[ConversationFile, Quarantine]:
     """Return all that a source holds, whatever its split, name and persona settings; see `read_conversations`."""
-    if reader not in READERS:
-        raise DataError(f"there is no conversation reader {reader!r}; data.reader can be {', '.join(sorted(READERS))}")
     quarantine = Quarantine(max_bad_rows)
-    file = READERS[reader](source.conversations, quarantine)
+    if source.dataset is not None:
+        file = read_dataset(source, quarantine)
+    elif reader in READERS:
+        file = READERS[reader](source.conversations, quarantine)
+    else:
+        raise DataError(f"there is no conversation reader {reader!r}; data.reader can be {', '.join(sorted(READERS))}")
     if not file.conversations:
         empty = "no conversation" if not quarantine.rows else "no usable conversation"
         raise DataError(f"{file.uri}: holds {empty}; check the path and data.reader")
     if source.qrels is not None:
         file = replace(file, qrels=_judgements(source.qrels, file, quarantine), gold_texts={})
+    if source.judged_only:
+        judged = [one for one in file.conversations if any(file.qrels.get(turn.query_id) for turn in one.asked)]
+        if not judged:
+            raise DataError(f"{file.uri}: judged_only is set, and no turn has a judgement; check qrels, or leave it out")
+        file = replace(file, conversations=tuple(judged))
     return file, quarantine
 
 
-def _notes(file: ConversationFile, reader: str, source: ConversationSource) -> tuple[str, ...]:
+def file_notes(file: ConversationFile, reader: str, source: ConversationSource) -> tuple[str, ...]:
     """Return the sentences that the whole file deserves. Raises DataError when it is not the release that was asked for."""
     conversations = len({one.conversation_id for one in file.conversations})
     queries = [turn.query_id for one in file.conversations for turn in one.asked]
@@ -143,15 +152,20 @@ def _of_split(file: ConversationFile, source: ConversationSource) -> list[Conver
     return kept
 
 
-def _source_fingerprint(source: ConversationSource, reader: str) -> str:
+def source_fingerprint(source: ConversationSource, reader: str) -> str:
+    """Return the identity of what a source gives: its files' content and the settings that change what is read of them."""
+    uri, dataset = source.conversations, source.dataset
+    content = input_fingerprint([uri]) if dataset is None else dataset_fingerprint(uri, dataset)
     settings = {
         "format": _FORMAT_VERSION,
         "reader": reader,
         "split": source.split,
         "persona": source.persona,
+        "judged_only": source.judged_only,
         "name": source.name,
         "prefix_ids": source.prefix_ids,
-        "conversations": input_fingerprint([source.conversations]),
+        "columns": None if dataset is None else dataset.columns.model_dump(),
+        "conversations": content,
         "qrels": None if source.qrels is None else input_fingerprint([source.qrels]),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raydistill.actor_pool import map_shards
-from raydistill.config import CorpusFormat, DataConfig, PassageColumns, WorkerConfig
+from raydistill.config import CorpusConfig, CorpusFormat, PassageColumns, WorkerConfig
 from raydistill.conversations.passages import read_passages
 from raydistill.conversations.prepared import corpus_files
 from raydistill.conversations.qrels import check_qrels
@@ -47,7 +47,7 @@ _MOST_CHECKED_FOR_SHARED_IDS = 30_000_000
 """Passages up to which the driver looks for ids that two files share; it would need too much memory for more."""
 
 
-def corpus_artifact(data: DataConfig, passages_per_part: int, root: str) -> Artifact:
+def corpus_artifact(data: CorpusConfig, passages_per_part: int, root: str) -> Artifact:
     """Return the address of what `prepare_corpus` makes, committed or not. Raises StorageError when a file is missing."""
     settings: dict[str, Any] = {"corpus_format": data.corpus_format, "passages_per_part": passages_per_part}
     if data.corpus_columns != PassageColumns():
@@ -56,7 +56,7 @@ def corpus_artifact(data: DataConfig, passages_per_part: int, root: str) -> Arti
     return Artifact(root, "corpus", "passages", fingerprint("corpus", _FORMAT_VERSION, settings, inputs))
 
 
-def prepare_corpus(data: DataConfig, passages_per_part: int, workers: WorkerConfig, root: str) -> Artifact:
+def prepare_corpus(data: CorpusConfig, passages_per_part: int, workers: WorkerConfig, root: str) -> Artifact:
     """Return the corpus artifact (kind "corpus") of the input files, making what of it is missing.
 
     manifest.metadata: {"files": names, "passages": int, "quarantined": int, "ids_checked_across_files": bool}. Ids
@@ -152,7 +152,7 @@ def _check_limit(artifact: Artifact, parts: Sequence[Part], max_bad_rows: int) -
 
 
 def _convert(
-    files: Sequence[str], data: DataConfig, passages_per_part: int, workers: WorkerConfig, writer: ArtifactWriter
+    files: Sequence[str], data: CorpusConfig, passages_per_part: int, workers: WorkerConfig, writer: ArtifactWriter
 ) -> None:
     finished = writer.finished()
     by_file: dict[str, list[str]] = {}
