@@ -133,7 +133,7 @@ def test_a_published_data_set_is_found_by_its_usual_file_names(tmp_path: Path) -
     assert tree["corpus"] == {"corpus": [f"{tmp_path}/full_wiki_segments.tsv.gz"], "corpus_format": "tsv", "max_bad_rows": 0}
     with pytest.raises(ConfigError, match=r"holds no file of beir; looked for queries\.jsonl"):
         published("beir", str(tmp_path), "s3://bucket/prepared")
-    with pytest.raises(ConfigError, match="no layout of a data set 'trivia' is known, only topiocqa"):
+    with pytest.raises(ConfigError, match="there is no layout of a data set 'trivia'; those are topiocqa"):
         published("trivia", str(tmp_path), "s3://bucket/prepared")
 
 

@@ -21,7 +21,8 @@ class _Draft:
 class Histories:
     """The conversations of a file that is read record by record.
 
-    A turn that later histories show but that has no record of its own is part of its conversation, without a judgement.
+    A turn that later histories show but that has no record of its own is part of its conversation, without a judgement;
+    those before the first turn with a record are history only.
 
     Attributes:
         worded_otherwise: turns whose question a later record's history gives in other words; its own record counts.
@@ -59,7 +60,7 @@ class Histories:
             # A later history tells what was really said; the record's own answer stands in for the last turn.
             answer = answered if depth in draft.past else own.answer
             turns.append(Turn(own.query_id, depth, own.question, answer, own.rewrite))
-        return Conversation(conversation_id, tuple(turns))
+        return Conversation(conversation_id, tuple(turns), asked_before=min(draft.own) - 1)
 
     def _free_id(self, query_id: str) -> str:
         return f"{query_id}_unasked" if query_id in self._query_ids else query_id

@@ -8,7 +8,7 @@ Protocol: gold passages have grade 1, everything else counts as not relevant; ev
 unjudged. Passage ids are kept as they are: they begin at 1 in all files and in `full_wiki_segments.tsv`, though some code
 subtracts one; `wiki:`, which retrieval code puts before them, is taken off. The text of gold passages is kept, and compared
 with the corpus. A query id is "{conv_id}_{turn_id}". A turn that later histories show but that has no record of its own is
-part of its conversation, without a judgement.
+part of its conversation, without a judgement; those before the first turn with a record are history only.
 """
 
 from __future__ import annotations
