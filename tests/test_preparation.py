@@ -199,7 +199,7 @@ from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
 folder, root = sys.argv[1:]
 artifact = Artifact(root, "corpus", "passages", fingerprint("corpus", 1, {}, {}))
 writer = ArtifactWriter(artifact)
-convert = _FileConverter(writer, "msmarco", PassageColumns(), 100_000, 0, False)
+convert = _FileConverter(writer, "msmarco", PassageColumns(), None, 100_000, 0, False)
 end = convert({"file": 0, "uri": f"{folder}/collection.tsv", "finished": list(writer.finished())})
 print(int(end["counters"]["passages"]), "passages, peak KiB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

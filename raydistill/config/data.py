@@ -62,8 +62,8 @@ class TurnColumns(Section):
         return self
 
 
-class DatasetConfig(Section):
-    """What of a Hugging Face data set is read, and how."""
+class DatasetPart(Section):
+    """What of a Hugging Face data set is read."""
 
     split: str = "train"
     """Split of the data set."""
@@ -71,6 +71,11 @@ class DatasetConfig(Section):
     """Its configuration, where it has several."""
     revision: str | None = None
     """Commit or tag; required on the hub, where names alone do not say what was read."""
+
+
+class DatasetConfig(DatasetPart):
+    """What of a Hugging Face data set is read as conversations, and how."""
+
     columns: TurnColumns
     """Which columns hold what."""
 
@@ -162,7 +167,7 @@ ValidationSource = Annotated[
 ]
 
 
-CorpusFormat = Literal["jsonl", "tsv", "msmarco", "parquet", "prepared"]
+CorpusFormat = Literal["jsonl", "tsv", "msmarco", "parquet", "prepared", "huggingface"]
 
 
 class PassageColumns(Section):
@@ -184,11 +189,24 @@ class CorpusConfig(Section):
     corpus_format: CorpusFormat = "jsonl"
     """jsonl: records {_id, title, text} or {id, contents}; tsv: header `id text title`; msmarco: lines `id text` without a
     header; parquet. Compressed by suffix .gz, .bz2, .zst. prepared: what `raydistill prepare` made, named by its
-    datasets/NAME/corpus.json."""
+    datasets/NAME/corpus.json. huggingface: data sets, each a folder or hf://ORGANISATION/NAME."""
+    corpus_dataset: DatasetPart | None = None
+    """Only with corpus_format huggingface: what of the data sets is read; {} is all of split train."""
     corpus_columns: PassageColumns = PassageColumns()
     """Names of the fields, where they are not the usual ones (not for msmarco)."""
     max_bad_rows: NonNegativeInt = 0
     """Malformed rows that may be quarantined, with place and reason, in each of corpus and conversation sources."""
+
+    @model_validator(mode="after")
+    def _corpus_dataset_has_its_format(self) -> CorpusConfig:
+        if (self.corpus_dataset is not None) != (self.corpus_format == "huggingface"):
+            raise ValueError("corpus_format: huggingface and corpus_dataset go together; give both ({} will do) or neither")
+        unpinned = [uri for uri in self.corpus if uri.startswith("hf://")]
+        if self.corpus_dataset is not None and unpinned and self.corpus_dataset.revision is None:
+            raise ValueError(
+                "a data set of the hub needs corpus_dataset.revision (a commit or tag), or nobody knows what was read"
+            )
+        return self
 
 
 class DataConfig(CorpusConfig):

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raydistill.config import ConversationSource, DatasetConfig, TurnColumns
+from raydistill.config import ConversationSource, DatasetPart, TurnColumns
 from raydistill.conversations.histories import Histories, exchanges, worded_otherwise_note
 from raydistill.conversations.qrels import Qrels
 from raydistill.conversations.records import Turn
@@ -54,7 +54,7 @@ def read_dataset(source: ConversationSource, quarantine: Quarantine) -> Conversa
     return ConversationFile(uri, conversations, qrels=file.qrels, notes=tuple(notes))
 
 
-def dataset_rows(uri: str, settings: DatasetConfig) -> Iterator[dict[str, Any]]:
+def dataset_rows(uri: str, settings: DatasetPart) -> Iterator[dict[str, Any]]:
     """Yield the rows of a split, one in memory at a time. Raises DataError when it cannot be loaded or read."""
     import datasets
     import pyarrow as pa
@@ -73,7 +73,7 @@ def dataset_rows(uri: str, settings: DatasetConfig) -> Iterator[dict[str, Any]]:
         ) from None
 
 
-def dataset_fingerprint(uri: str, settings: DatasetConfig) -> str:
+def dataset_fingerprint(uri: str, settings: DatasetPart) -> str:
     """Return the identity of what is read: revision and names on the hub, the files' bytes in a folder."""
     where = settings.model_dump(mode="json", include={"subset", "split", "revision"})
     if uri.startswith(_HUB):

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from shutil import copyfileobj
 from typing import Any, BinaryIO, cast
 
-from raydistill.config import CorpusFormat, PassageColumns
+from raydistill.config import CorpusFormat, DatasetPart, PassageColumns
+from raydistill.conversations.hub import dataset_rows
 from raydistill.conversations.records import Passage
 from raydistill.conversations.rows import (
     BadRow,
@@ -22,7 +23,7 @@ from raydistill.conversations.rows import (
 )
 from raydistill.errors import DataError
 
-__all__ = ["BadRow", "read_passages"]
+__all__ = ["BadRow", "dataset_passages", "read_passages"]
 
 _USUAL_NAMES = {
     "id": ("_id", "id", "docid", "doc_id", "pid", "passage_id"),
@@ -144,29 +145,40 @@ def _parquet_passages(stream: BinaryIO, uri: str, columns: PassageColumns) -> It
             stream = local
         try:
             file = pq.ParquetFile(pa.PythonFile(stream, mode="r"), buffer_size=_READ_BUFFER, pre_buffer=False)
-            fields = {field: _chosen(field, columns, file.schema_arrow.names) for field in _USUAL_NAMES}
-            wanted = [name for name in fields.values() if name is not None]
-            absent = [name for name in wanted if name not in file.schema_arrow.names]
-            if absent or fields["id"] is None or fields["text"] is None:
-                raise DataError(
-                    f"{uri}: has the columns {', '.join(file.schema_arrow.names)}, none of which is the "
-                    f"{'column ' + absent[0] if absent else 'id' if fields['id'] is None else 'text'} of its passages; name "
-                    "them in data.corpus_columns"
-                )
+            names = _row_names(uri, file.schema_arrow.names, columns)
             number = 0
-            for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME, columns=wanted):
+            for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME, columns=[name for name in names if name]):
                 for record in batch.to_pylist():
                     number += 1
-                    yield _parquet_row(record, fields["id"], fields["text"], fields["title"], f"{uri}: row {number}")
+                    yield _row_passage(record, names, f"{uri}: row {number}")
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{uri}: cannot be read as Parquet ({error}); it is damaged or another format") from None
 
 
-def _parquet_row(
-    record: dict[str, Any], id_name: str, text_name: str, title_name: str | None, place: str
-) -> Passage | BadRow:
+def dataset_passages(uri: str, part: DatasetPart, columns: PassageColumns | None = None) -> Iterator[Passage | BadRow]:
+    """Yield the passages of a Hugging Face data set, streamed; see `read_passages`. DataError as `hub.dataset_rows`."""
+    names: tuple[str, str, str | None] | None = None
+    for number, record in enumerate(dataset_rows(uri, part), start=1):
+        names = names or _row_names(uri, list(record), columns or PassageColumns())
+        yield _row_passage(record, names, f"{uri}: row {number}")
+
+
+def _row_names(uri: str, present: Sequence[str], columns: PassageColumns) -> tuple[str, str, str | None]:
+    """Return the names of the columns of id, text and title (None without one)."""
+    id_name, text_name, title_name = (_chosen(field, columns, present) for field in ("id", "text", "title"))
+    absent = [name for name in (id_name, text_name, title_name) if name is not None and name not in present]
+    if absent or id_name is None or text_name is None:
+        missing = f"column {absent[0]}" if absent else "id" if id_name is None else "text"
+        raise DataError(
+            f"{uri}: has the columns {', '.join(present)}, none of which is the {missing} of its passages; name them in "
+            "data.corpus_columns"
+        )
+    return id_name, text_name, title_name
+
+
+def _row_passage(record: dict[str, Any], names: tuple[str, str, str | None], place: str) -> Passage | BadRow:
     try:
-        return _passage(record, id_name, text_name, title_name)
+        return _passage(record, *names)
     except RowError as error:
         return BadRow(place, str(error))
 

@@ -21,15 +21,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydistill.config import CorpusFormat
+from raydistill.config import CorpusConfig, CorpusFormat
+from raydistill.conversations.hub import dataset_fingerprint
 from raydistill.conversations.qrels import Qrels
 from raydistill.conversations.records import Conversation, Turn
 from raydistill.conversations.rows import Quarantine
 from raydistill.conversations.sources import ConversationFile
 from raydistill.errors import DataError
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, Manifest
-from raydistill.storage.files import input_files, read_input
-from raydistill.storage.hashing import sealed, unsealed
+from raydistill.storage.files import input_files, input_fingerprint, read_input
+from raydistill.storage.hashing import canonical_json, sealed, sha256_hex, unsealed
 from raydistill.storage.store import open_store
 
 _FOLDER = "datasets"
@@ -185,7 +186,12 @@ def prepared_artifact(uri: str, kind: str) -> Artifact:
 
 
 def corpus_files(patterns: Sequence[str], corpus_format: CorpusFormat) -> list[str]:
-    """Return the URIs of the files of a corpus: those that the patterns name, or the parts of prepared ones, in order."""
+    """Return the URIs of the files of a corpus: those that the patterns name, or the parts of prepared ones, in order.
+
+    Hugging Face data sets are returned as they are named.
+    """
+    if corpus_format == "huggingface":
+        return list(patterns)
     files = input_files(patterns)
     if corpus_format != "prepared":
         return files
@@ -196,3 +202,11 @@ def corpus_files(patterns: Sequence[str], corpus_format: CorpusFormat) -> list[s
         for part in artifact.manifest().parts
         if part.key.endswith(".parquet")
     ]
+
+
+def corpus_fingerprint(corpus: CorpusConfig) -> str:
+    """Return a SHA-256 (64 hex characters) over what a corpus is read from. Raises StorageError when a file is absent."""
+    if corpus.corpus_dataset is not None:
+        found = [dataset_fingerprint(uri, corpus.corpus_dataset) for uri in corpus.corpus]
+        return sha256_hex(canonical_json(found).encode())
+    return input_fingerprint(corpus_files(corpus.corpus, corpus.corpus_format))

@@ -139,9 +139,10 @@ def identifier(record: dict[str, Any], name: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     text = required_text(record, name)
-    if text != text.strip() or any(character in text for character in "\t\r\n"):
+    printable = text.isprintable()
+    if text != text.strip() or (not printable and any(character in text for character in "\t\r\n")):
         raise RowError(f"field {name!r} ({text!r}) must not begin or end with a space nor hold a tab or a line break")
-    unseen = None if text.isprintable() else _UNSEEN.search(text)
+    unseen = None if printable else _UNSEEN.search(text)
     if unseen:
         raise RowError(f"field {name!r} ({text!r}) holds the invisible character U+{ord(unseen[0]):04X}; take it out")
     return text

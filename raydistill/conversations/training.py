@@ -62,7 +62,7 @@ def _sharing(conversations: Iterable[Conversation]) -> Callable[[Conversation], 
 
 def _read(source: ConversationSource | PassageSource, data: DataConfig) -> ConversationSet:
     if isinstance(source, PassageSource):
-        return read_passage_conversations(source, data.corpus, data.corpus_format, data.corpus_columns)
+        return read_passage_conversations(source, data)
     return read_conversations(source, data.reader, data.max_bad_rows)
 
 

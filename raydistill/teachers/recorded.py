@@ -88,8 +88,8 @@ def known_nothing(rewrites: Sequence[str], queries: Sequence[ConversationalQuery
     files = [uri for uri in rewrites if uri not in WITHOUT_FILE]
     if not files:
         return (
-            "the conversations hold no rewrites of their own; only those of readers cast, ikat, qrecc, huggingface, passages "
-            "and prepared may"
+            "the conversations hold no rewrites of their own; only those of readers cast, ikat, qrecc, huggingface, "
+            "prepared and passages may"
         )
     return (
         f"{', '.join(files)}: none of the ids is the id of a query (queries are named like {queries[0].query_id!r}, the "

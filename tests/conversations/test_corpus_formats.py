@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
-from raydistill.config import ConversationSource, CorpusFormat, DataConfig, PassageColumns, PoolConfig
+from raydistill.config import CorpusConfig, CorpusFormat, DatasetPart, PassageColumns, PoolConfig
 from raydistill.conversations.passages import BadRow, read_passages
 from raydistill.conversations.records import Passage
 from raydistill.errors import DataError
@@ -81,10 +82,9 @@ def read(content: bytes, corpus_format: CorpusFormat, **columns: str) -> list[Pa
     return list(read_passages(io.BytesIO(content), "c", corpus_format, PassageColumns(**columns)))
 
 
-def config(corpus: list[str], corpus_format: CorpusFormat, max_bad_rows: int = 0, **columns: str) -> DataConfig:
-    source = ConversationSource(conversations="/unused")
+def config(corpus: list[str], corpus_format: CorpusFormat, max_bad_rows: int = 0, **columns: str) -> CorpusConfig:
     settings: dict[str, Any] = {"corpus_format": corpus_format, "corpus_columns": PassageColumns(**columns)}
-    return DataConfig(corpus=tuple(corpus), train=(source,), test=source, max_bad_rows=max_bad_rows, **settings)
+    return CorpusConfig(corpus=tuple(corpus), max_bad_rows=max_bad_rows, **settings)
 
 
 def stored(corpus: Artifact) -> list[Passage]:
@@ -181,6 +181,33 @@ def test_bad_and_repeated_parquet_rows_are_quarantined_with_place_and_count(tmp_
         (f"{path}: row 4", "repeats the id 'p0' of an earlier line"),
     ]
     assert corpus.manifest().metadata["quarantined"] == 2
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_hugging_face_data_set_goes_through_the_corpus_stage(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "corpus-00000-of-00002.parquet").write_bytes(parquet([*PASSAGES[:4], Passage("x", " ")]))
+    (folder / "corpus-00001-of-00002.parquet").write_bytes(parquet(PASSAGES[4:]))
+    settings = CorpusConfig(
+        corpus=(str(folder),), corpus_format="huggingface", corpus_dataset=DatasetPart(split="train"), max_bad_rows=1
+    )
+    corpus = prepare_corpus(settings, 3, WORKERS, str(tmp_path / "root"))
+    assert stored(corpus) == PASSAGES
+    assert quarantined_rows(corpus) == [(f"{folder}: row 5", "field 'contents' is empty")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"corpus_format": "huggingface"}, "go together"),
+        ({"corpus_dataset": {}}, "go together"),
+        ({"corpus": ("hf://o/n",), "corpus_format": "huggingface", "corpus_dataset": {}}, r"needs corpus_dataset\.revision"),
+    ],
+)
+def test_a_corpus_of_the_hub_is_configured_whole(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        CorpusConfig(**{"corpus": ("/folder",), **fields})
 
 
 @pytest.mark.usefixtures("ray_cluster")
