@@ -22,6 +22,7 @@ from raydistill.storage.probe import check_root
 
 logger = logging.getLogger("raydistill")
 _FORMAT_VERSION = 1
+_CONVERSATION_COUNTS = ("conversations", "queries", "judged", "quarantined")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +64,17 @@ def _prepare_conversations(config: PrepareConfig, part: str, source: Conversatio
         writer = ArtifactWriter(artifact)
         names = put_conversations(writer, file, quarantine.rows, config.conversations_per_part)
         queries = [turn.query_id for one in file.conversations for turn in one.asked]
-        counts = {
+        made = {
             "conversations": len({one.conversation_id for one in file.conversations}),
             "queries": len(queries),
             "judged": sum(bool(file.qrels.get(query_id)) for query_id in queries),
             "quarantined": len(quarantine.rows),
         }
-        manifest = writer.commit(names, {"reader": reader, "counts": counts, "notes": list(notes)})
+        manifest = writer.commit(names, {"reader": reader, "counts": made, "notes": list(notes)})
     for note in manifest.metadata["notes"]:
         logger.warning("%s", note)
-    return Prepared(part, name_artifact(artifact, config.dataset, part), dict(manifest.metadata["counts"]))
+    counts = {kind: int(manifest.metadata["counts"][kind]) for kind in _CONVERSATION_COUNTS}
+    return Prepared(part, name_artifact(artifact, config.dataset, part), counts)
 
 
 def _prepare_corpus(config: PrepareConfig, corpus: CorpusConfig) -> Prepared:
