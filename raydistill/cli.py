@@ -97,15 +97,19 @@ def _run_prepare(options: argparse.Namespace) -> int:
     from raydistill.progress import output_console
 
     folder, place, overrides = Path.cwd(), "the command line", list(options.overrides)
+    if options.config and options.source:
+        raise ConfigError("--from is where the files of --dataset are; a --config names its files itself")
     if options.config:
         path = Path(options.config).expanduser().absolute()
         tree, folder, place = read_tree(path), path.parent, str(path)
-        overrides += [f"to={options.to}"] if options.to else []
+        given = {"to": options.to, "max_bad_rows": options.max_bad_rows, "corpus.max_bad_rows": options.max_bad_rows}
+        given |= {"corpus.max_bad_rows": None} if not tree.get("corpus") else {}
+        overrides += [f"{field}={value}" for field, value in given.items() if value is not None]
     elif not options.source or not options.to:
         raise ConfigError("--dataset needs --from (where its files are) and --to (the root for what is prepared)")
     else:
         source = options.source if "://" in options.source else str(Path(options.source).expanduser().absolute())
-        tree = published(options.dataset, source, options.to, options.max_bad_rows)
+        tree = published(options.dataset, source, options.to, options.max_bad_rows or 0)
     console = output_console()
     for part in prepare(build_section(PrepareConfig, tree, overrides, folder, place)):
         counts = ", ".join(f"{count:,} {kind}" for kind, count in part.counts.items())

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raydistill.config import ConversationSource, CorpusConfig, CorpusFormat, PrepareConfig, Reader
-from raydistill.conversations.prepared import CONVERSATIONS, CORPUS, name_artifact, put_conversations
+from raydistill.conversations.prepared import CONVERSATIONS, CORPUS, name_artifact, put_conversations, quarantined_rows
 from raydistill.conversations.readers import file_notes, read_whole, source_fingerprint
+from raydistill.conversations.releases import require_release
+from raydistill.conversations.rows import BadRow, Quarantine
 from raydistill.errors import ConfigError, StorageError
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, Manifest, fingerprint
 from raydistill.storage.files import input_files
@@ -71,10 +73,22 @@ def _prepare_conversations(config: PrepareConfig, part: str, source: Conversatio
             "quarantined": len(quarantine.rows),
         }
         manifest = writer.commit(names, {"reader": reader, "counts": made, "notes": list(notes)})
+    else:
+        _check_again(artifact, manifest, source, config.max_bad_rows)
     for note in manifest.metadata["notes"]:
         logger.warning("%s", note)
     counts = {kind: int(manifest.metadata["counts"][kind]) for kind in _CONVERSATION_COUNTS}
     return Prepared(part, name_artifact(artifact, config.dataset, part), counts)
+
+
+def _check_again(artifact: Artifact, manifest: Manifest, source: ConversationSource, max_bad_rows: int) -> None:
+    """Raise DataError when what was prepared earlier is not good enough now: neither limit nor release change what it is."""
+    counts = manifest.metadata["counts"]
+    if source.release is not None:
+        require_release(source.release, source.conversations, counts["conversations"], counts["queries"], counts["judged"])
+    quarantine = Quarantine(max_bad_rows)
+    for place, reason in quarantined_rows(artifact):
+        quarantine.add(BadRow(place, reason))
 
 
 def _prepare_corpus(config: PrepareConfig, corpus: CorpusConfig) -> Prepared:
@@ -117,6 +131,8 @@ def _topics(reader: Reader, *patterns: str) -> _Layout:
     return _Layout(reader, {"test": patterns}, {"test": ("*qrel*",)})
 
 
+_MTRAG_DOMAINS = ("clapnq", "cloud", "fiqa", "govt", "banking", "telco")
+
 LAYOUTS: dict[str, _Layout] = {
     "topiocqa": _Layout(
         "topiocqa",
@@ -145,7 +161,9 @@ LAYOUTS: dict[str, _Layout] = {
         "mtrag", {"all": ("conversations.jsonl*",)}, {"all": ("qrels.tsv", "qrels/*.tsv")}, ("corpus.jsonl*",), "jsonl"
     ),
     "mtrag-tasks": _Layout(
-        "mtrag-tasks", {"all": ("reference.jsonl", "generation_tasks/reference.jsonl", "*.jsonl")}, {"all": ("*.tsv",)}
+        "mtrag-tasks",
+        dict.fromkeys(_MTRAG_DOMAINS, ("generation_tasks/reference.jsonl",)),
+        {name: (f"retrieval_tasks/qrels/{name}.tsv", f"retrieval_tasks/{name}/qrels/dev.tsv") for name in _MTRAG_DOMAINS},
     ),
     "beir": _Layout(
         "beir",
@@ -176,11 +194,14 @@ def published(dataset: str, folder: str, to: str, max_bad_rows: int = 0) -> dict
     conversations: dict[str, dict[str, object]] = {}
     for part, patterns in layout.conversations.items():
         found, qrels = _first(base, patterns), _first(base, layout.qrels.get(part, ()))
-        # A file of queries may hold those of all splits: a split is what its judgements make of it.
-        queries_alone = layout.reader in ("beir", "tsv")
-        if found and (qrels or not queries_alone):
+        # A file may hold the queries of all parts: a part is what its judgements make of it.
+        shared = (len(layout.conversations) > 1 and len(set(layout.conversations.values())) == 1) or layout.reader == "tsv"
+        if len(found) > 1 or len(qrels) > 1:
+            files = ", ".join(max(found, qrels, key=len))
+            raise ConfigError(f"{folder}: several files may be {dataset} {part} ({files}); name the right ones by --config")
+        if found and (qrels or not shared):
             source: dict[str, object] = {"reader": layout.reader, "conversations": found[0]}
-            conversations[part] = {**source, **({"qrels": qrels[0], "judged_only": queries_alone} if qrels else {})}
+            conversations[part] = {**source, **({"qrels": qrels[0], "judged_only": shared} if qrels else {})}
     corpus = _first(base, layout.corpus)
     if not conversations and not corpus:
         looked = [pattern for patterns in layout.conversations.values() for pattern in patterns]

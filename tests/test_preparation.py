@@ -15,7 +15,7 @@ import pytest
 
 from raydistill.cli import main
 from raydistill.config import ConversationSource, CorpusConfig, DatasetConfig, PrepareConfig, TurnColumns
-from raydistill.conversations.prepared import corpus_files, prepared_artifact
+from raydistill.conversations.prepared import corpus_files, prepared_artifact, quarantined_rows
 from raydistill.conversations.readers import read_conversations
 from raydistill.conversations.records import ConversationSet
 from raydistill.errors import ConfigError, DataError
@@ -97,9 +97,19 @@ def test_what_was_left_out_is_counted_and_listed(tmp_path: Path) -> None:
         prepared(str(tmp_path / "root"), {"dev": source(path, "topiocqa")})
     part = prepared(str(tmp_path / "root"), {"dev": source(path, "topiocqa")}, max_bad_rows=1)["dev"]
     assert part.counts == {"conversations": 2, "queries": 2, "judged": 2, "quarantined": 1}
-    artifact = prepared_artifact(part.uri, "conversations")
-    rows = json.loads(artifact.fetch(artifact.part("quarantine")).read_bytes())["rows"]
-    assert [row["place"] for row in rows] == [f"{path}: record 2"]
+    assert quarantined_rows(prepared_artifact(part.uri, "conversations")) == [
+        (f"{path}: record 2", "turn_id must be an integer from 1, not None")
+    ]
+
+
+def test_what_was_prepared_is_not_good_enough_for_a_lower_limit_or_another_release(tmp_path: Path) -> None:
+    path, root = tmp_path / "dev.json", str(tmp_path / "root")
+    path.write_text(json.dumps([topiocqa(1, 1), {"conv_id": 2}]))
+    prepared(root, {"dev": source(path, "topiocqa")}, max_bad_rows=1)
+    with pytest.raises(DataError, match=r"record 2: turn_id must be an integer from 1, not None.*max_bad_rows \(now 0\)"):
+        prepared(root, {"dev": source(path, "topiocqa")})
+    with pytest.raises(DataError, match="holds 1 turns in 1 conversations, 1 judged, but topiocqa-dev has 2,514"):
+        prepared(root, {"dev": source(path, "topiocqa", release="topiocqa-dev")}, max_bad_rows=1)
 
 
 def test_a_job_that_was_stopped_goes_on_with_the_parts_that_are_missing(tmp_path: Path) -> None:
@@ -131,10 +141,22 @@ def test_a_published_data_set_is_found_by_its_usual_file_names(tmp_path: Path) -
         part: {"reader": "topiocqa", "conversations": f"{tmp_path}/topiocqa_{part}.json"} for part in ("train", "dev")
     }
     assert tree["corpus"] == {"corpus": [f"{tmp_path}/full_wiki_segments.tsv.gz"], "corpus_format": "tsv", "max_bad_rows": 0}
+    (tmp_path / "old_train.json").touch()
+    with pytest.raises(ConfigError, match=r"several files may be topiocqa train \(.*old_train\.json, "):
+        published("topiocqa", str(tmp_path), "s3://bucket/prepared")
     with pytest.raises(ConfigError, match=r"holds no file of beir; looked for queries\.jsonl"):
         published("beir", str(tmp_path), "s3://bucket/prepared")
     with pytest.raises(ConfigError, match="there is no layout of a data set 'trivia'; those are topiocqa"):
         published("trivia", str(tmp_path), "s3://bucket/prepared")
+
+
+def test_a_file_that_all_parts_share_is_split_by_its_judgements(tmp_path: Path) -> None:
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps({"_id": each, "text": each}) + "\n" for each in "abc"))
+    (tmp_path / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\na\tp1\t1\n")
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nb\tp1\t1\nc\tp1\t0\n")
+    parts = prepare(PrepareConfig.model_validate(published("beir", str(tmp_path), str(tmp_path / "root"))))
+    assert [(each.part, each.counts["queries"], each.counts["judged"]) for each in parts] == [("dev", 1, 1), ("test", 2, 2)]
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -109,7 +109,7 @@ class _File:
         """Add a row. Raises RowError, and then nothing of it is added."""
         columns = self._columns
         conversation = identifier(row, columns.conversation) if columns.conversation else str(number)
-        gold = _gold(row[columns.gold]) if columns.gold else []
+        gold = _gold(row.get(columns.gold)) if columns.gold else []
         added = self._conversation(row, conversation) if columns.messages else self._turn(row, conversation)
         if gold:
             self.qrels[added] = dict.fromkeys(gold, 1)
@@ -117,7 +117,7 @@ class _File:
     def _turn(self, row: dict[str, Any], conversation: str) -> str:
         columns = self._columns
         question = required_text(row, columns.question or "").strip()
-        past = _pairs(row[columns.history]) if columns.history else list(self._said.get(conversation, ()))
+        past = _pairs(row.get(columns.history)) if columns.history else list(self._said.get(conversation, ()))
         depth = len(past) + 1
         if columns.turn and turn_number(row, columns.turn, digits=True) != depth:
             raise RowError(
@@ -135,7 +135,7 @@ class _File:
         """Add a conversation that is a row, and return the id of its last question."""
         if conversation in self._said:
             raise RowError(f"conversation {conversation!r} is there twice")
-        pairs = _pairs(row[self._columns.messages or ""], open_end=True)
+        pairs = _pairs(row.get(self._columns.messages or ""), open_end=True)
         if not pairs:
             raise RowError(f"conversation {conversation!r} has no question")
         self._said[conversation] = pairs

@@ -110,6 +110,12 @@ def _put_table(
         writer.put_part(name, path, ".parquet", rows=len(rows), counters=counters)
 
 
+def quarantined_rows(artifact: Artifact) -> list[tuple[str, str]]:
+    """Return (place, reason) of every row that was left out of prepared conversations."""
+    rows = json.loads(artifact.fetch(artifact.part("quarantine")).read_bytes())["rows"]
+    return [(row["place"], row["reason"]) for row in rows]
+
+
 def read_prepared(uri: str, quarantine: Quarantine) -> ConversationFile:
     """Read the conversations that `{root}/datasets/{dataset}/{split}.json` names, with their judgements.
 
