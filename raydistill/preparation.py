@@ -196,9 +196,11 @@ def published(dataset: str, folder: str, to: str, max_bad_rows: int = 0) -> dict
         found, qrels = _first(base, patterns), _first(base, layout.qrels.get(part, ()))
         # A file may hold the queries of all parts: a part is what its judgements make of it.
         shared = (len(layout.conversations) > 1 and len(set(layout.conversations.values())) == 1) or layout.reader == "tsv"
-        if len(found) > 1 or len(qrels) > 1:
-            files = ", ".join(max(found, qrels, key=len))
-            raise ConfigError(f"{folder}: several files may be {dataset} {part} ({files}); name the right ones by --config")
+        for files in (found, qrels):
+            if len(files) > 1:
+                raise ConfigError(
+                    f"{folder}: several files may be {dataset} {part} ({', '.join(files)}); name the right one by --config"
+                )
         if found and (qrels or not shared):
             source: dict[str, object] = {"reader": layout.reader, "conversations": found[0]}
             conversations[part] = {**source, **({"qrels": qrels[0], "judged_only": shared} if qrels else {})}

@@ -23,6 +23,7 @@ from raydistill.index.corpus import passage_parts, prepare_corpus, quarantined_r
 from raydistill.index.gold_texts import check_gold_texts
 from raydistill.index.passage_files import passage_batches
 from raydistill.storage.artifacts import Artifact
+from raydistill.storage.files import open_input
 
 WORKERS = PoolConfig(actors=1, cpus=1)
 PASSAGES = [Passage(f"p{number}", f'text "{number}" \u00fc', f"Title {number}" if number % 2 else "") for number in range(7)]
@@ -102,25 +103,27 @@ def test_every_format_gives_the_same_passages(name: str) -> None:
     assert read(content, corpus_format) == PASSAGES
 
 
+@pytest.mark.parametrize("suffix", COMPRESSED)
+@pytest.mark.parametrize("name", WRITTEN)
+def test_every_format_can_be_compressed(tmp_path: Path, name: str, suffix: str) -> None:
+    corpus_format, content = WRITTEN[name]
+    path = tmp_path / f"file.x{suffix}"
+    path.write_bytes(COMPRESSED[suffix](content))
+    with open_input(str(path)) as stream:
+        assert list(read_passages(stream, str(path), corpus_format)) == PASSAGES
+
+
 @pytest.mark.usefixtures("ray_cluster")
-def test_many_files_of_every_format_and_compression_go_through_the_corpus_stage(tmp_path: Path) -> None:
-    for name, (corpus_format, _) in WRITTEN.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        for number, (suffix, compress) in enumerate(COMPRESSED.items()):
-            content = {
-                "beir": lambda some: jsonl(some, "_id", "text", "title"),
-                "contents": lambda some: jsonl(some, "id", "contents", "title"),
-                "tsv": tsv,
-                "msmarco": ms_marco,
-                "parquet": parquet,
-            }[name]([Passage(f"{number}-{one.passage_id}", one.text, one.title) for one in PASSAGES])
-            (folder / f"part-{number}.x{suffix}").write_bytes(compress(content))
-        corpus = prepare_corpus(config([f"{folder}/part-*"], corpus_format), 3, WORKERS, str(tmp_path / "root" / name))
-        assert [passage.passage_id for passage in stored(corpus)] == [
-            f"{number}-{one.passage_id}" for number in range(len(COMPRESSED)) for one in PASSAGES
-        ]
-        assert [(one.text, one.title) for one in stored(corpus)] == [(one.text, one.title) for one in PASSAGES] * 4
+def test_many_compressed_files_go_through_the_corpus_stage(tmp_path: Path) -> None:
+    for number, (suffix, compress) in enumerate(COMPRESSED.items()):
+        own = [Passage(f"{number}-{one.passage_id}", one.text, one.title) for one in PASSAGES]
+        (tmp_path / f"part-{number}.tsv{suffix}").write_bytes(compress(ms_marco(own)))
+    corpus = prepare_corpus(config([f"{tmp_path}/part-*"], "msmarco"), 3, WORKERS, str(tmp_path / "root"))
+    assert [passage.passage_id for passage in stored(corpus)] == [
+        f"{number}-{one.passage_id}" for number in range(len(COMPRESSED)) for one in PASSAGES
+    ]
+    assert [(one.text, one.title) for one in stored(corpus)] == [(one.text, one.title) for one in PASSAGES] * 4
+    assert [part.rows for part in passage_parts(corpus.manifest())] == [3, 3, 1] * 4
 
 
 def test_named_columns_are_read_and_absent_ones_refused() -> None:
