@@ -15,13 +15,15 @@ _NEAR = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What a file of a release holds; None is not known."""
+    """What a file of a release holds; None is not known. With `judged_in_parts` its qrels are several files, so that fewer
+    turns may be judged."""
 
     reader: str
     conversations: int | None
     turns: int
     judged: int | None = None
     remark: str = ""
+    judged_in_parts: bool = False
 
     @property
     def counts(self) -> str:
@@ -34,7 +36,7 @@ class Release:
         return (
             turns == self.turns
             and self.conversations in (None, conversations)
-            and (judged == 0 or self.judged in (None, judged))
+            and (judged == 0 or self.judged in (None, judged) or (self.judged_in_parts and judged < self.judged))
         )
 
 
@@ -54,8 +56,8 @@ RELEASES: dict[str, Release] = {
     "ikat-2023": Release("ikat", 25, 332),
     "ikat-2024": Release("ikat", 17, 218),
     "ikat-2025": Release("ikat", 17, 188),
-    "mtrag-tasks": Release("mtrag-tasks", 110, 842, 777),
-    "mtrag-un-tasks": Release("mtrag-tasks", 666, 666, 468),
+    "mtrag-tasks": Release("mtrag-tasks", 110, 842, 777, judged_in_parts=True),
+    "mtrag-un-tasks": Release("mtrag-tasks", 666, 666, 468, judged_in_parts=True),
 }
 
 

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from raydistill.config import CorpusConfig, CorpusFormat, DatasetPart, PassageColumns, PoolConfig
@@ -156,6 +159,42 @@ def test_parquet_rows_that_are_no_passages_are_bad_rows_with_their_number() -> N
 def test_a_damaged_parquet_file_is_refused(content: bytes) -> None:
     with pytest.raises(DataError, match=r"c: cannot be read as Parquet .*; it is damaged or another format"):
         read(content, "parquet")
+
+
+def check_spoilt(name: str, seed: int) -> None:
+    """Change some bytes of a file; every row is then a usable passage or a bad row, or the file is refused."""
+    corpus_format, content = WRITTEN[name]
+    draw, spoilt = random.Random(seed), bytearray(content)
+    for _ in range(draw.choice([1, 1, 3, 20])):
+        spoilt[draw.randrange(len(spoilt))] = draw.randrange(256)
+    try:
+        rows = read(bytes(spoilt), corpus_format)
+    except DataError as error:
+        refusal = str(error)
+    else:
+        assert all(
+            isinstance(row, BadRow) or (row.passage_id.strip() and row.text.strip() and row.text.encode()) for row in rows
+        )
+        if corpus_format in ("jsonl", "msmarco"):
+            lines = [line for line in spoilt.split(b"\n") if line.decode(errors="replace").strip()]
+            assert len(rows) == len(lines)
+        return
+    assert refusal.startswith("c:")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32))
+def test_a_spoilt_file_is_refused_or_loses_no_row(name: str, seed: int) -> None:
+    check_spoilt(name, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRITTEN)
+@settings(max_examples=1000, deadline=None)
+@given(st.integers(0, 2**32))
+def test_a_thousand_spoilt_files_are_refused_or_lose_no_row(name: str, seed: int) -> None:
+    check_spoilt(name, seed)
 
 
 def test_ms_marco_lines_all_have_as_many_columns_as_the_first() -> None:
