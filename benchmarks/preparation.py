@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 from job_footprint import measure
@@ -100,7 +102,9 @@ def main() -> None:
                 row["lines_per_second"] = lines / row["seconds"]
             results[str(lines)] = found
             print(lines, json.dumps(found, indent=1))
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
+    machine = {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
+    versions = {name: version(name) for name in ("raydistill", "ray", "pyarrow")}
+    options.out.write_text(json.dumps({"machine": machine, "versions": versions, "lines": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ query by "{conversation}_{turn}", turns from 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,16 @@ def read_dataset(source: ConversationSource, quarantine: Quarantine) -> Conversa
     Raises DataError when it cannot be loaded, or lacks a column that is mapped.
     """
     assert source.dataset is not None  # the configuration sees to it
-    uri, columns = source.conversations, source.dataset.columns
+    rows = dataset_rows(source.conversations, source.dataset)
+    return conversations_of_rows(rows, source.conversations, source.dataset.columns, quarantine)
+
+
+def conversations_of_rows(
+    rows: Iterable[dict[str, Any]], uri: str, columns: TurnColumns, quarantine: Quarantine
+) -> ConversationFile:
+    """Return the conversations that the rows of a data set hold; see `read_dataset`."""
     file = _File(columns)
-    for number, row in enumerate(dataset_rows(uri, source.dataset), start=1):
+    for number, row in enumerate(rows, start=1):
         if number == 1:
             _require_columns(uri, columns, row)
         try:

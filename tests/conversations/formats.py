@@ -78,8 +78,9 @@ def topic_ids(turns: str, turn: str) -> Callable[[Any], list[str]]:
 
 
 def task_ids(record: Any) -> list[str]:
-    before, _, turn = record["task_id"].rpartition("::")
-    return [f"{before.removesuffix('<')}<::>{turn}" if turn.isdecimal() and before else record["task_id"]]
+    task_id = str(record["task_id"])
+    before, _, turn = task_id.rpartition("::")
+    return [f"{before.removesuffix('<')}<::>{turn}" if turn.isdecimal() and before else task_id]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,10 @@ from formats import FORMATS, Format, read_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from raydistill.config import TurnColumns
+from raydistill.conversations.hub import conversations_of_rows
 from raydistill.conversations.records import ConversationSet
+from raydistill.conversations.rows import Quarantine
 from raydistill.errors import DataError
 
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -48,7 +51,7 @@ def changed(records: list[Any], changes: list[tuple[int, str]]) -> list[Any]:
             break
         (container, key), (other, other_key) = draw.choice(found), draw.choice(found)
         if kind == "replace":
-            container[key] = draw.choice(JUNK)
+            container[key] = copy.deepcopy(draw.choice(JUNK))
         elif kind == "delete":
             del container[key]
         else:
@@ -124,6 +127,34 @@ def check_query_lines(path: Path, reader: str, seed: int, junk: bytes) -> None:
         assert len(found.conversations) + len(found.quarantined) >= len(lines) - blank - 1  # one may be a header
 
 
+TURNS = {("a", 1): [], ("a", 2): ["q1?", "a1"], ("b", 1): [{"role": "user", "content": "q?"}]}
+ROWS = [
+    {"c": name, "n": turn, "q": f"q{turn}?", "h": said if name == "a" else [], "m": said or ["q?"], "g": ["p1"]}
+    for (name, turn), said in TURNS.items()
+]
+MAPPINGS = {
+    "turns": {"conversation": "c", "turn": "n", "question": "q", "gold": "g"},
+    "histories": {"conversation": "c", "question": "q", "history": "h", "gold": "g"},
+    "messages": {"messages": "m", "gold": "g"},
+}
+
+
+def check_rows(name: str, changes: list[tuple[int, str]]) -> None:
+    rows = changed(ROWS, changes)
+    quarantine = Quarantine(1000)
+    columns = TurnColumns(**MAPPINGS[name])
+    whole = [row if isinstance(row, dict) else {} for row in rows]  # `datasets` gives nothing but rows
+    named = [{**dict.fromkeys("cnqhmg"), **row} for row in whole]
+    file = conversations_of_rows(named, "d", columns, quarantine)
+    found = ConversationSet(file.conversations, file.qrels, "")
+    check_texts(found)
+    records = [turn for one in file.conversations for turn in one.turns] if name == "turns" else file.conversations
+    if name == "histories":
+        assert len(list(found.queries())) + len(quarantine.rows) >= len(rows)
+    else:
+        assert len(records) + len(quarantine.rows) == len(rows)
+
+
 SEEDS = st.integers(0, 2**16)
 BYTES = st.binary(max_size=30) | st.sampled_from(
     [b"\xff\xfe", b"\xef\xbb\xbf", b"\x00", b"\\ud800", b"[" * 2000, b"9" * 5000]
@@ -149,6 +180,21 @@ def test_bytes_out_of_place_end_in_a_sentence_or_a_quarantine(tmp_path: Path, na
 @given(SEEDS, BYTES)
 def test_no_query_vanishes(tmp_path: Path, reader: str, seed: int, junk: bytes) -> None:
     check_query_lines(tmp_path / "queries", reader, seed, junk)
+
+
+@pytest.mark.parametrize("name", MAPPINGS)
+@FEW
+@given(CHANGES)
+def test_no_row_of_a_data_set_vanishes(name: str, changes: list[tuple[int, str]]) -> None:
+    check_rows(name, changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MAPPINGS)
+@THOUSAND
+@given(CHANGES)
+def test_no_row_of_a_thousand_data_sets_vanishes(name: str, changes: list[tuple[int, str]]) -> None:
+    check_rows(name, changes)
 
 
 @pytest.mark.slow
