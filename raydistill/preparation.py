@@ -118,6 +118,7 @@ class _Layout:
         conversations, qrels: part -> patterns of its one file; a part without conversations is left out.
         corpus: patterns of the files of passages.
         corpus_format: their format.
+        released: whether the one part must be the release of the data set's name.
     """
 
     reader: Reader
@@ -125,10 +126,11 @@ class _Layout:
     qrels: dict[str, tuple[str, ...]]
     corpus: tuple[str, ...] = ()
     corpus_format: CorpusFormat = "jsonl"
+    released: bool = False
 
 
 def _topics(reader: Reader, *patterns: str) -> _Layout:
-    return _Layout(reader, {"test": patterns}, {"test": ("*qrel*",)})
+    return _Layout(reader, {"test": patterns}, {"test": ("*qrel*",)}, released=True)
 
 
 _MTRAG_DOMAINS = ("clapnq", "cloud", "fiqa", "govt", "banking", "telco")
@@ -203,6 +205,7 @@ def published(dataset: str, folder: str, to: str, max_bad_rows: int = 0) -> dict
                 )
         if found and (qrels or not shared):
             source: dict[str, object] = {"reader": layout.reader, "conversations": found[0]}
+            source |= {"release": dataset} if layout.released else {}
             conversations[part] = {**source, **({"qrels": qrels[0], "judged_only": shared} if qrels else {})}
     corpus = _first(base, layout.corpus)
     if not conversations and not corpus:

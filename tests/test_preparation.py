@@ -159,6 +159,29 @@ def test_a_file_that_all_parts_share_is_split_by_its_judgements(tmp_path: Path) 
     assert [(each.part, each.counts["queries"], each.counts["judged"]) for each in parts] == [("dev", 1, 1), ("test", 2, 2)]
 
 
+REAL = {
+    "cast-2019": ("trec/cast2019", 50, 479, 173),
+    "cast-2020": ("trec/cast2020", 25, 216, 208),
+    "cast-2021": ("trec/cast2021", 26, 239, 158),
+    "cast-2022": ("trec/cast2022", 18, 205, 0),
+    "ikat-2023": ("trec/ikat2023", 25, 332, 0),
+    "ikat-2024": ("trec/ikat2024", 17, 218, 0),
+    "ikat-2025": ("trec/ikat2025", 17, 188, 0),
+    "mtrag": ("mtrag/clapnq", 29, 224, 208),
+}
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", REAL)
+def test_real_files_are_found_counted_and_come_back_equal(shared_data: Path, tmp_path: Path, name: str) -> None:
+    folder, conversations, queries, judged = REAL[name]
+    tree = {**published(name, str(shared_data / folder), str(tmp_path)), "corpus": None}
+    config = PrepareConfig.model_validate(tree)
+    (part,) = prepare(config)
+    assert part.counts == {"conversations": conversations, "queries": queries, "judged": judged, "quarantined": 0}
+    assert same(read_conversations(config.conversations[part.part], "mtrag", 0), read(part.uri))
+
+
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("kind", ["folder", "s3"])
 def test_the_command_prepares_a_data_set_that_reads_back_equal(
