@@ -61,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_arguments(tune, until="")
     tune.set_defaults(command=_run_study)
     add_change_commands(commands)
+    _add_prepare_arguments(
+        commands.add_parser("prepare", help="convert a data set to Parquet shards with a manifest, once for all runs")
+    )
     demo = commands.add_parser("demo", help="run the whole chain offline on a small generated world, in minutes on a laptop")
     demo.add_argument("--seed", type=int, default=7, help="another seed gives another world (default: 7)")
     demo.add_argument(
@@ -77,6 +80,47 @@ def _add_config_arguments(parser: argparse.ArgumentParser, until: str) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="changes to the configuration")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, be skipped or is missing; run nothing")
     parser.set_defaults(command=_run_stages, until=until)
+
+
+def _add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--dataset", help="a published data set by its usual file names, such as topiocqa or cast-2022")
+    what.add_argument("--config", help="YAML file of a PrepareConfig, for any other")
+    parser.add_argument("--from", dest="source", help="folder or s3:// prefix with the files of --dataset")
+    parser.add_argument("--to", help="root that the prepared parts are put into")
+    parser.add_argument(
+        "--max-bad-rows", type=int, default=0, help="malformed rows to quarantine in each source of --dataset"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the configuration")
+    parser.set_defaults(command=_run_prepare)
+
+
+def _run_prepare(options: argparse.Namespace) -> int:
+    from raydistill.config import PrepareConfig
+    from raydistill.config_loading import build_section, read_tree
+    from raydistill.errors import ConfigError
+    from raydistill.preparation import prepare, published
+    from raydistill.progress import output_console
+
+    folder, place, overrides = Path.cwd(), "the command line", list(options.overrides)
+    if options.config and options.source:
+        raise ConfigError("--from is where the files of --dataset are; a --config names its files itself")
+    if options.config:
+        path = Path(options.config).expanduser().absolute()
+        tree, folder, place = read_tree(path), path.parent, str(path)
+        given = {"to": options.to, "max_bad_rows": options.max_bad_rows, "corpus.max_bad_rows": options.max_bad_rows}
+        given |= {"corpus.max_bad_rows": None} if not tree.get("corpus") else {}
+        overrides += [f"{field}={value}" for field, value in given.items() if value is not None]
+    elif not options.source or not options.to:
+        raise ConfigError("--dataset needs --from (where its files are) and --to (the root for what is prepared)")
+    else:
+        source = options.source if "://" in options.source else str(Path(options.source).expanduser().absolute())
+        tree = published(options.dataset, source, options.to, options.max_bad_rows or 0)
+    console = output_console()
+    for part in prepare(build_section(PrepareConfig, tree, overrides, place, folder)):
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in part.counts.items())
+        console.print(f"{part.part:<10} {counts}\n           {part.uri}", highlight=False, soft_wrap=True)
+    return 0
 
 
 def _run_stages(options: argparse.Namespace) -> int:

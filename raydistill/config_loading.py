@@ -114,15 +114,18 @@ def validated(kind: type[M], tree: Any, folder: Path | None, place: str) -> M:
         raise ConfigError(f"{place}: " + "; ".join(_sentence(problem, kind) for problem in _causes(error))) from None
 
 
-def build_section(kind: type[M], tree: Mapping[str, Any], overrides: Sequence[str], place: str) -> M:
+def build_section(
+    kind: type[M], tree: Mapping[str, Any], overrides: Sequence[str], place: str, folder: Path | None = None
+) -> M:
     """Return a section from a command's arguments: plain values, and `field=value` overrides as of a configuration.
 
-    Relative locations start at the current directory. Raises ConfigError, beginning with `place`.
+    Relative locations of the tree start at `folder` (None: the current directory), those of overrides at the current
+    directory. Raises ConfigError, beginning with `place`.
     """
-    merged = json.loads(json.dumps(tree))
+    merged = json.loads(json.dumps(tree, default=str))
     for override in overrides:
         _apply_override(merged, override)
-    return validated(kind, merged, Path.cwd(), place)
+    return validated(kind, merged, folder or Path.cwd(), place)
 
 
 def set_field(tree: dict[str, Any], dotted: str, value: Any, place: str) -> None:

@@ -147,6 +147,8 @@ class RunInputs:
         for found in self.all().values():
             for place, reason in found.quarantined:
                 logger.warning("left out: %s: %s", place, reason)
+            for note in found.notes:
+                logger.warning("%s", note)
         self._check_judgements()
         self._check_ids()
         for teacher in self._recorded_teachers():

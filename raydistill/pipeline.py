@@ -141,12 +141,15 @@ class Chain:
     def corpus(self) -> Artifact:
         """The corpus in canonical shards, every judged passage found in it: first part of the index stage."""
         from raydistill.index.corpus import check_judged_passages, prepare_corpus
+        from raydistill.index.gold_texts import check_gold_texts
 
         data, index = self.config.data, self.config.index
         corpus = prepare_corpus(data, index.passages_per_segment, index.workers, self.config.root)
         # Training and test judgements often share a file: one pass over the corpus for each file.
         for uri, qrels in self.inputs.judgements().items():
             check_judged_passages(corpus, qrels, uri, index.workers)
+        for name, found in self.inputs.all().items():
+            check_gold_texts(corpus, found.gold_texts, f"data.{name}", index.workers)
         return corpus
 
     @property

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from raydistill.config import DistillConfig, LearnedDocumentsConfig, WorkerConfig
+from raydistill.conversations.prepared import corpus_files
 from raydistill.conversations.records import ConversationalQuery, ConversationSet
 from raydistill.pipeline import Chain
 from raydistill.progress import output_console
-from raydistill.storage.files import input_files
 
 
 def print_plan(chain: Chain, until: str) -> None:
@@ -27,7 +27,7 @@ def print_plan(chain: Chain, until: str) -> None:
         for source in sources if len(sources) > 1 else ():
             own = [query for query in queries if query.source == source]
             console.print(f"           {source}: {_counts(found, own)}", highlight=False, soft_wrap=True)
-    console.print(f"corpus     {len(input_files(config.data.corpus))} files", highlight=False)
+    console.print(f"corpus     {len(corpus_files(config.data.corpus, config.data.corpus_format))} files", highlight=False)
     table = Table("stage", "state", "workers", "CPU each", "GPU each", "work")
     done = chain.finished_stages()
     for stage in chain.stage_names(until):

@@ -16,6 +16,7 @@ from raydistill.config import (
     StudentConfig,
     VllmTeacherConfig,
 )
+from raydistill.conversations.prepared import corpus_files
 from raydistill.distill.loggers import check_loggers
 from raydistill.encoders.documents import check_positions, check_vocabulary, load_term_counter
 from raydistill.errors import ConfigError
@@ -33,7 +34,7 @@ def check_inputs(config: DistillConfig, inputs: RunInputs) -> None:
         from raydistill.index.seismic import seismic_library
 
         seismic_library()
-    input_files(config.data.corpus)
+    corpus_files(config.data.corpus, config.data.corpus_format)
     inputs.check()
     _check_target(config, load_term_counter(config.student).vocabulary_size)
     check_positions(config.student)

@@ -83,7 +83,7 @@ def test_a_dumped_configuration_loads_as_an_equal_one(config_file: Path, tmp_pat
         ("data.train=[{name: a, conversation: /a}]", "data.train.0.conversation: there is no such field; did you mean"),
         ("data.train.prefix_ids=true", "prefix_ids puts the source's name before its ids, and it has no name"),
         ("data.train={reader: passages}", "data.train.0.sample: this field is required"),
-        ("data.train.reader=trec", "data.train.0.reader: Input should be 'mtrag', 'topiocqa', 'cast' or 'ikat'"),
+        ("data.train.reader=trek", "data.train.0.reader: Input should be 'mtrag', 'mtrag-tasks', 'topiocqa'"),
         ("data.validation={share: 1.0}", "data.validation.share: Input should be less than 1"),
         ("data.validation={shares: 0.1}", "data.validation.shares: there is no such field"),
         ("rounds=0", "rounds: Input should be greater than 0"),

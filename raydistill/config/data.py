@@ -8,7 +8,76 @@ from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, mo
 
 from raydistill.config.fields import Location, Name, NonNegativeInt, Operational, Section
 
-Reader = Literal["mtrag", "topiocqa", "cast", "ikat"]
+Reader = Literal[
+    "mtrag", "mtrag-tasks", "topiocqa", "qrecc", "cast", "ikat", "beir", "tsv", "trec", "prepared", "huggingface"
+]
+ReleaseName = Literal[
+    "topiocqa-train",
+    "topiocqa-dev",
+    "topiocqa-train-older",
+    "topiocqa-dev-older",
+    "qrecc-train",
+    "qrecc-test",
+    "cast-2019",
+    "cast-2020",
+    "cast-2021",
+    "cast-2022",
+    "ikat-2023",
+    "ikat-2024",
+    "ikat-2025",
+    "mtrag-tasks",
+    "mtrag-un-tasks",
+]
+
+
+class TurnColumns(Section):
+    """Which columns of a data set hold what. Either every row is a turn (question), or a conversation (messages)."""
+
+    question: str | None = None
+    """The user's question; every row is a turn."""
+    messages: str | None = None
+    """All that was said: messages with a role (user, assistant) and a text, or strings by turns; a row is a conversation."""
+    conversation: str | None = None
+    """Id of the conversation; None: every row is one of its own, known by its number."""
+    turn: str | None = None
+    """Number of the turn, from 1; checked against what precedes it."""
+    history: str | None = None
+    """What was said before, like messages; None: the earlier rows of the same conversation."""
+    answer: str | None = None
+    """What was answered."""
+    rewrite: str | None = None
+    """The question made self-contained."""
+    query_id: str | None = None
+    """Id of the query; None: conversation and turn joined by `_`."""
+    gold: str | None = None
+    """Relevant passages: an id, a list of ids, or of objects with an id; with messages, those of the last question."""
+
+    @model_validator(mode="after")
+    def _a_row_is_one_thing(self) -> TurnColumns:
+        if (self.question is None) == (self.messages is None):
+            raise ValueError("name either question (a row is a turn) or messages (a row is a conversation)")
+        per_turn = [name for name in ("turn", "history", "answer", "rewrite", "query_id") if getattr(self, name) is not None]
+        if self.messages is not None and per_turn:
+            raise ValueError(f"{per_turn[0]} is of a single turn, but with messages a row is a conversation; leave it out")
+        return self
+
+
+class DatasetPart(Section):
+    """What of a Hugging Face data set is read."""
+
+    split: str = "train"
+    """Split of the data set."""
+    subset: str | None = None
+    """Its configuration, where it has several."""
+    revision: str | None = None
+    """Commit or tag; required on the hub, where names alone do not say what was read."""
+
+
+class DatasetConfig(DatasetPart):
+    """What of a Hugging Face data set is read as conversations, and how."""
+
+    columns: TurnColumns
+    """Which columns hold what."""
 
 
 class ConversationSource(Section):
@@ -19,12 +88,21 @@ class ConversationSource(Section):
     reader: Reader | None = None
     """Format of the file; None takes data.reader."""
     conversations: Location
-    """URI or absolute path of the conversation file."""
+    """URI or absolute path of the conversation file; with reader huggingface a folder, or hf://ORGANISATION/NAME."""
+    dataset: DatasetConfig | None = None
+    """Only with reader huggingface: what of the data set is read, and how."""
     qrels: Operational[Location | None] = None
     """URI or absolute path of the qrels; None where the conversation file holds the gold passages or none exist. A source
     without them still teaches: teachers and student score the same passages, whatever they are."""
     split: str | None = None
     """Keep only conversations whose own split field has this value; None keeps all."""
+    judged_only: bool = False
+    """Keep only conversations in which a turn is judged: files of queries often hold those of all splits."""
+    persona: bool = False
+    """Let what is known of the user open every conversation, as what the user said first (reader ikat)."""
+    release: Operational[ReleaseName | None] = None
+    """Release that the file must be, by its numbers of conversations, turns and judged turns; None only warns of a file
+    that is nearly a known release, or an old one."""
     prefix_ids: bool = False
     """Put `NAME:` before every conversation and query id, for files whose ids another source uses too. The qrels keep the
     file's own ids; files of recorded rewrites must use the prefixed ones."""
@@ -33,6 +111,14 @@ class ConversationSource(Section):
     def _prefix_has_a_name(self) -> ConversationSource:
         if self.prefix_ids and self.name is None:
             raise ValueError("prefix_ids puts the source's name before its ids, and it has no name; add one")
+        return self
+
+    @model_validator(mode="after")
+    def _dataset_has_its_reader(self) -> ConversationSource:
+        if (self.dataset is not None) != (self.reader == "huggingface"):
+            raise ValueError("reader: huggingface and the section dataset go together; give both or neither")
+        if self.dataset is not None and self.conversations.startswith("hf://") and self.dataset.revision is None:
+            raise ValueError("a data set of the hub needs dataset.revision, a commit or tag, or nobody knows what was read")
         return self
 
 
@@ -81,15 +167,46 @@ ValidationSource = Annotated[
 ]
 
 
+CorpusFormat = Literal["jsonl", "tsv", "msmarco", "parquet", "prepared", "huggingface"]
+
+
+class PassageColumns(Section):
+    """Names of the fields of a passage in corpus files; None finds the usual ones (see conversations.passages)."""
+
+    id: str | None = None
+    """Field of the passage's id, a string or an integer."""
+    text: str | None = None
+    """Field of its text."""
+    title: str | None = None
+    """Field of its title; a passage may have none."""
+
+
 class CorpusConfig(Section):
     """Files of passages."""
 
     corpus: Operational[tuple[Location, ...]] = Field(min_length=1)
     """URIs or absolute paths of the corpus files; a trailing * expands."""
-    corpus_format: Literal["jsonl", "tsv"] = "jsonl"
-    """jsonl: BEIR records {_id, title, text}; tsv: header `id text title`. Compressed by suffix .gz, .bz2, .zst."""
+    corpus_format: CorpusFormat = "jsonl"
+    """jsonl: records {_id, title, text} or {id, contents}; tsv: header `id text title`; msmarco: lines `id text` without a
+    header; parquet. Compressed by suffix .gz, .bz2, .zst. prepared: what `raydistill prepare` made, named by its
+    datasets/NAME/corpus.json. huggingface: data sets, each a folder or hf://ORGANISATION/NAME."""
+    corpus_dataset: DatasetPart | None = None
+    """Only with corpus_format huggingface: what of the data sets is read; {} is all of split train."""
+    corpus_columns: PassageColumns = PassageColumns()
+    """Names of the fields, where they are not the usual ones (not for msmarco)."""
     max_bad_rows: NonNegativeInt = 0
     """Malformed rows that may be quarantined, with place and reason, in each of corpus and conversation sources."""
+
+    @model_validator(mode="after")
+    def _corpus_dataset_has_its_format(self) -> CorpusConfig:
+        if (self.corpus_dataset is not None) != (self.corpus_format == "huggingface"):
+            raise ValueError("corpus_format: huggingface and corpus_dataset go together; give both ({} will do) or neither")
+        unpinned = [uri for uri in self.corpus if uri.startswith("hf://")]
+        if self.corpus_dataset is not None and unpinned and self.corpus_dataset.revision is None:
+            raise ValueError(
+                "a data set of the hub needs corpus_dataset.revision (a commit or tag), or nobody knows what was read"
+            )
+        return self
 
 
 class DataConfig(CorpusConfig):

@@ -5,11 +5,16 @@ raw_utterance, manual_rewritten_utterance (not 2019), passage (2021: the text an
 by a passage id stay unknown. Topics of 2022 are trees: {number, parent, participant: User or System, utterance or response};
 or flattened, one record a path, so that paths repeat what they share. Both become one conversation a path in which shared
 turns are history and are asked only once. A query id is "{topic}_{turn}", as in the qrels ("132_2-1" in 2022).
-Canonical results name passages of licensed collections and give no judgements here.
+
+Protocol: judgements are those of NIST alone, canonical results and provenance name passages of licensed collections and give
+none. Turns without a judgement are left out of measures (2020: 208 of 216 have one). Binary measures of 2020 count grades
+from 2, so ask for `R(rel=2)@100`. Qrels of 2021 judge documents, not passages. The human rewrites of 2019 are a file of
+their own (TSV), which a recorded teacher reads.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,8 +31,12 @@ def read_cast(uri: str, quarantine: Quarantine) -> ConversationFile:
     conversations: list[Conversation] = []
     asked: dict[str, str] = {}
     left_out: set[str] = set()
+    seen: dict[str, int] = {}
     for position, record in enumerate(json_list(uri, "CAsT topic files"), start=1):
         try:
+            earlier = seen.setdefault(json.dumps(record, sort_keys=True), position)
+            if earlier != position:
+                raise RowError(f"is record {earlier} again")
             found, questions = _conversations(record, asked)
         except RowError as error:
             quarantine.add(BadRow(f"{uri}: record {position}", str(error)))

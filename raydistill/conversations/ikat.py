@@ -1,10 +1,14 @@
 """Reader of iKAT topics: one JSON list of conversations, each turn with its human rewrite and its answer.
 
 Format (TREC iKAT; Aliannejadi et al., arXiv 2401.01330): records {number, title, ptkb, turns: [{turn_id, utterance,
-resolved_utterance, response, ...}]}; the file of 2025 calls them `responses` and `user_utterance`. A query id is
-"{number}_{turn_id}", as in the qrels; different years use the same numbers. The persona (ptkb: a mapping of numbers to
-sentences, in 2025 a list of sentences) becomes the conversation's facts. Provenance names passages of a licensed collection
-and gives no judgements here.
+resolved_utterance, response, ...}]}; the file of 2025 calls them `responses` and `user_utterance`. `ptkb` is what is known
+of the user: a list of sentences, or an object that numbers them; it becomes the conversation's facts. With `persona: true`
+in the source they open every conversation too, as what the user said first; without it a rewrite that draws on them still
+holds what is needed.
+
+Protocol: judgements are those of NIST alone; provenance names passages of a licensed collection and gives none. A grade
+above 0 is relevant, turns without a judgement are left out of measures. A query id is "{number}_{turn_id}", as in the
+qrels; different years use the same numbers.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from raydistill.conversations.records import Conversation, Turn
-from raydistill.conversations.rows import BadRow, Quarantine, RowError, identifier, json_list, spoken_text
+from raydistill.conversations.rows import BadRow, Quarantine, RowError, identifier, json_list, spoken_text, turn_number
 from raydistill.conversations.sources import ConversationFile
 
 
@@ -30,7 +34,8 @@ def read_ikat(uri: str, quarantine: Quarantine) -> ConversationFile:
             quarantine.add(BadRow(f"{uri}: record {position}", str(error)))
             left_out.update(_readable_ids(record))
     known = {turn.query_id for conversation in conversations.values() for turn in conversation.turns}
-    return ConversationFile(uri, tuple(conversations.values()), left_out=frozenset(left_out - known))
+    left_out -= known
+    return ConversationFile(uri, tuple(conversations.values()), left_out=frozenset(left_out))
 
 
 def _conversation(record: Any) -> Conversation:
@@ -48,14 +53,17 @@ def _conversation(record: Any) -> Conversation:
                 raise RowError(f"turn_id {read[-1].depth} does not come after {read[-2].depth}")
         except RowError as error:
             raise RowError(f"conversation {number!r}, turn {position}: {error}") from None
-    return Conversation(number, tuple(read), facts=_facts(number, record.get("ptkb")))
+    return Conversation(number, tuple(read), facts=_facts(record))
 
 
-def _facts(number: str, ptkb: Any) -> tuple[str, ...]:
-    sentences = list(ptkb.values()) if isinstance(ptkb, dict) else ptkb or []
-    if not isinstance(sentences, list) or not all(isinstance(each, str) for each in sentences):
-        raise RowError(f"conversation {number!r}: ptkb must hold sentences, as a list or by number")
-    return tuple(" ".join(each.split()) for each in sentences if each.strip())
+def _facts(record: dict[str, Any]) -> tuple[str, ...]:
+    facts = record.get("ptkb") or []
+    if isinstance(facts, dict):
+        facts = list(facts.values())
+    if not isinstance(facts, list):
+        raise RowError("field 'ptkb' must be a list of sentences, or an object that numbers them")
+    spoken = (spoken_text({"ptkb": fact}, "ptkb") for fact in facts)
+    return tuple(fact for fact in spoken if fact)
 
 
 def _turns_of(record: dict[str, Any]) -> Any:
@@ -65,9 +73,7 @@ def _turns_of(record: dict[str, Any]) -> Any:
 def _turn(number: str, turn: Any) -> Turn:
     if not isinstance(turn, dict):
         raise RowError("is not a JSON object")
-    depth = turn.get("turn_id")
-    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
-        raise RowError(f"turn_id must be an integer from 1, not {depth!r}")
+    depth = turn_number(turn, "turn_id")
     question = spoken_text(turn, "utterance" if "utterance" in turn else "user_utterance")
     if not question:
         raise RowError("has no utterance")

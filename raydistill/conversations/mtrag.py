@@ -1,7 +1,10 @@
 """Reader of MTRAG conversations: JSON lines {conversation_id, split, turns: [{turn_id, query_id, user, agent}]}.
 
-The format is that of the MTRAG benchmark (Katsis et al., arXiv 2501.03468) with one conversation a line. Judgements come
-from a BEIR qrels file of their own.
+The format is that of the MTRAG benchmark (Katsis et al., arXiv 2501.03468) with one conversation a line; its task files
+have a reader of their own.
+
+Protocol: judgements come from a BEIR qrels file, grade 1; turns that cannot be answered have none and are left out of
+measures. Query ids are as in the qrels ("{conversation}<::>{turn}", turns from 1), and passage ids are kept as they are.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from raydistill.conversations.rows import (
     numbered_lines,
     optional_text,
     required_text,
+    turn_number,
 )
 from raydistill.conversations.sources import ConversationFile
 from raydistill.storage.files import open_input
@@ -72,9 +76,7 @@ def _conversation(record: dict[str, Any]) -> Conversation:
 def _turn(turn: Any, position: int) -> Turn:
     if not isinstance(turn, dict):
         raise RowError("is not a JSON object")
-    depth = turn.get("turn_id", position)
-    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
-        raise RowError(f"turn_id must be an integer from 1, not {depth!r}")
+    depth = turn_number(turn, "turn_id") if "turn_id" in turn else position
     return Turn(identifier(turn, "query_id"), depth, required_text(turn, "user"), optional_text(turn, "agent"))
 
 

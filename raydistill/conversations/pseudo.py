@@ -13,16 +13,16 @@ from __future__ import annotations
 import hashlib
 import heapq
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from raydistill.config import PassageSource
-from raydistill.conversations.passages import read_passages
+from raydistill.config import CorpusConfig, PassageColumns, PassageSource
+from raydistill.conversations.passages import BadRow, dataset_passages, read_passages
+from raydistill.conversations.prepared import corpus_files, corpus_fingerprint
 from raydistill.conversations.qrels import Qrels
 from raydistill.conversations.records import Conversation, ConversationSet, Passage, Turn
 from raydistill.errors import DataError
-from raydistill.storage.files import input_files, input_fingerprint, open_input
+from raydistill.storage.files import open_input
 from raydistill.storage.hashing import canonical_json, sha256_hex
 
 _FORMAT_VERSION = 1
@@ -84,9 +84,7 @@ def _without(sentence: str, named: set[str]) -> str:
     return " ".join(kept)
 
 
-def read_passage_conversations(
-    source: PassageSource, corpus: Sequence[str], corpus_format: Literal["jsonl", "tsv"]
-) -> ConversationSet:
+def read_passage_conversations(source: PassageSource, corpus: CorpusConfig) -> ConversationSet:
     """Return the conversations that a source makes of the corpus; reads all of it once, holding only the sample.
 
     Malformed rows of the corpus are passed over; preparing the corpus names and counts them.
@@ -95,8 +93,8 @@ def read_passage_conversations(
         DataError: no passage can be a topic.
         StorageError: a corpus file that does not exist or cannot be read.
     """
-    files = input_files(corpus)
-    topics = _sampled_topics(source, files, corpus_format)
+    files = corpus_files(corpus.corpus, corpus.corpus_format)
+    topics = _sampled_topics(source, _passages(files, corpus))
     if not topics:
         raise DataError(
             f"data.train: no passage of the corpus ({files[0]}{' ...' if len(files) > 1 else ''}) has a title and two "
@@ -114,17 +112,18 @@ def read_passage_conversations(
     settings = {
         "format": _FORMAT_VERSION,
         "source": source.model_dump(mode="json"),
-        "corpus": input_fingerprint(files),
-        "corpus_format": corpus_format,
+        "corpus": corpus_fingerprint(corpus),
+        "corpus_format": corpus.corpus_format,
+        **({"corpus_columns": corpus.corpus_columns.model_dump()} if corpus.corpus_columns != PassageColumns() else {}),
     }
     return ConversationSet(tuple(conversations), qrels, sha256_hex(canonical_json(settings).encode()))
 
 
-def _sampled_topics(source: PassageSource, files: Sequence[str], corpus_format: Literal["jsonl", "tsv"]) -> list[Topic]:
+def _sampled_topics(source: PassageSource, passages: Iterator[Passage]) -> list[Topic]:
     """Return the `source.sample` topics whose passage ids have the smallest hashes, ascending."""
     kept: list[tuple[int, str, Topic]] = []  # a heap with the largest hash on top
     chosen: set[str] = set()
-    for passage in _passages(files, corpus_format):
+    for passage in passages:
         place = -_hash(source.seed, passage.passage_id)
         if passage.passage_id in chosen or (len(kept) == source.sample and place <= kept[0][0]):
             continue
@@ -140,12 +139,17 @@ def _sampled_topics(source: PassageSource, files: Sequence[str], corpus_format: 
     return [topic for _, _, topic in sorted(kept, key=lambda item: (-item[0], item[1]))]
 
 
-def _passages(files: Sequence[str], corpus_format: Literal["jsonl", "tsv"]) -> Iterator[Passage]:
+def _passages(files: Sequence[str], corpus: CorpusConfig) -> Iterator[Passage]:
     for uri in files:
+        if corpus.corpus_dataset is not None:
+            yield from _usable(dataset_passages(uri, corpus.corpus_dataset, corpus.corpus_columns))
+            continue
         with open_input(uri) as stream:
-            for row in read_passages(stream, uri, corpus_format):
-                if isinstance(row, Passage):
-                    yield row
+            yield from _usable(read_passages(stream, uri, corpus.corpus_format, corpus.corpus_columns))
+
+
+def _usable(rows: Iterable[Passage | BadRow]) -> Iterator[Passage]:
+    return (row for row in rows if isinstance(row, Passage))
 
 
 def _turns(topic: Topic, prefix: str, before: int, seed: int) -> list[Turn]:

@@ -12,10 +12,16 @@ from dataclasses import replace
 
 from raydistill.config import ConversationSource
 from raydistill.conversations.cast import read_cast
+from raydistill.conversations.hub import dataset_fingerprint, read_dataset
 from raydistill.conversations.ikat import read_ikat
 from raydistill.conversations.mtrag import read_mtrag
+from raydistill.conversations.mtrag_tasks import read_mtrag_tasks
+from raydistill.conversations.prepared import read_prepared
+from raydistill.conversations.qrecc import read_qrecc
 from raydistill.conversations.qrels import Qrels, add_judgement, judgement_rows
-from raydistill.conversations.records import Conversation, ConversationSet
+from raydistill.conversations.queries import read_beir, read_trec_topics, read_tsv_queries
+from raydistill.conversations.records import Conversation, ConversationSet, Turn
+from raydistill.conversations.releases import release_note, require_release
 from raydistill.conversations.rows import BadRow, Quarantine
 from raydistill.conversations.sources import ConversationFile
 from raydistill.conversations.topiocqa import read_topiocqa
@@ -24,11 +30,17 @@ from raydistill.storage.files import input_fingerprint
 
 READERS: dict[str, Callable[[str, Quarantine], ConversationFile]] = {
     "mtrag": read_mtrag,
+    "mtrag-tasks": read_mtrag_tasks,
     "topiocqa": read_topiocqa,
+    "qrecc": read_qrecc,
     "cast": read_cast,
     "ikat": read_ikat,
+    "beir": read_beir,
+    "tsv": read_tsv_queries,
+    "trec": read_trec_topics,
+    "prepared": read_prepared,
 }
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 def read_conversations(source: ConversationSource, reader: str, max_bad_rows: int) -> ConversationSet:
@@ -47,22 +59,66 @@ def read_conversations(source: ConversationSource, reader: str, max_bad_rows: in
         StorageError: a file that does not exist or cannot be read.
     """
     reader = source.reader or reader
-    if reader not in READERS:
-        raise DataError(f"there is no conversation reader {reader!r}; data.reader can be {', '.join(sorted(READERS))}")
-    quarantine = Quarantine(max_bad_rows)
-    file = READERS[reader](source.conversations, quarantine)
-    if not file.conversations and not quarantine.rows:
-        raise DataError(f"{file.uri}: holds no conversation; check the path and data.reader")
-    qrels = file.qrels if source.qrels is None else _judgements(source.qrels, file, quarantine)
+    file, quarantine = read_whole(source, reader, max_bad_rows)
+    if source.persona:
+        file = _with_persona(file)
+    notes = file_notes(file, reader, source)
     kept = _of_split(file, source)
     query_ids = {turn.query_id for conversation in kept for turn in conversation.turns}
     prefix = f"{source.name}:" if source.prefix_ids else ""
     return ConversationSet(
         conversations=tuple(_prefixed(one, source.name or "", prefix) for one in kept),
-        qrels={f"{prefix}{query_id}": grades for query_id, grades in qrels.items() if query_id in query_ids},
-        fingerprint=_source_fingerprint(source, reader),
+        qrels={f"{prefix}{query_id}": grades for query_id, grades in file.qrels.items() if query_id in query_ids},
+        fingerprint=source_fingerprint(source, reader),
         quarantined=tuple(quarantine.rows),
+        notes=notes,
+        gold_texts=file.gold_texts,
     )
+
+
+def read_whole(source: ConversationSource, reader: str, max_bad_rows: int) -> tuple[ConversationFile, Quarantine]:
+    """Return all that a source holds, whatever its split, name and persona settings; see `read_conversations`."""
+    quarantine = Quarantine(max_bad_rows)
+    if source.dataset is not None:
+        file = read_dataset(source, quarantine)
+    elif reader in READERS:
+        file = READERS[reader](source.conversations, quarantine)
+    else:
+        raise DataError(f"there is no conversation reader {reader!r}; data.reader can be {', '.join(sorted(READERS))}")
+    if not file.conversations:
+        empty = "no conversation" if not quarantine.rows else "no usable conversation"
+        raise DataError(f"{file.uri}: holds {empty}; check the path and data.reader")
+    if source.qrels is not None:
+        file = replace(file, qrels=_judgements(source.qrels, file, quarantine), gold_texts={})
+    if source.judged_only:
+        judged = [one for one in file.conversations if any(file.qrels.get(turn.query_id) for turn in one.asked)]
+        if not judged:
+            raise DataError(f"{file.uri}: judged_only is set, and no turn has a judgement; check qrels, or leave it out")
+        file = replace(file, conversations=tuple(judged))
+    return file, quarantine
+
+
+def file_notes(file: ConversationFile, reader: str, source: ConversationSource) -> tuple[str, ...]:
+    """Return the sentences that the whole file deserves. Raises DataError when it is not the release that was asked for."""
+    conversations = len({one.conversation_id for one in file.conversations})
+    queries = [turn.query_id for one in file.conversations for turn in one.asked]
+    judged = sum(bool(file.qrels.get(query_id)) for query_id in queries)
+    if source.release is not None:
+        require_release(source.release, file.uri, conversations, len(queries), judged)
+    note = release_note(reader, conversations, len(queries), judged)
+    return tuple(f"{file.uri}: {each}" for each in (*file.notes, *([note] if note else [])))
+
+
+def _with_persona(file: ConversationFile) -> ConversationFile:
+    """Put what is known of the user before each conversation, as what the user said first; it is never asked."""
+    if not any(one.facts for one in file.conversations):
+        raise DataError(f"{file.uri}: persona needs the facts of iKAT topics, which this file does not have; leave it out")
+    conversations = []
+    for one in file.conversations:
+        facts = " ".join(one.facts)
+        known = (Turn(f"{one.conversation_id}_persona", 0, facts),) if facts else ()
+        conversations.append(replace(one, turns=(*known, *one.turns), asked_before=len(known)))
+    return replace(file, conversations=tuple(conversations))
 
 
 def _prefixed(conversation: Conversation, source: str, prefix: str) -> Conversation:
@@ -86,8 +142,6 @@ def _judgements(uri: str, file: ConversationFile, quarantine: Quarantine) -> Qre
 
 
 def _of_split(file: ConversationFile, source: ConversationSource) -> list[Conversation]:
-    if not file.conversations:
-        raise DataError(f"{file.uri}: holds no usable conversation; check the path and data.reader")
     if source.split is None:
         return list(file.conversations)
     kept = [one for one in file.conversations if file.splits.get(one.conversation_id) == source.split]
@@ -98,14 +152,20 @@ def _of_split(file: ConversationFile, source: ConversationSource) -> list[Conver
     return kept
 
 
-def _source_fingerprint(source: ConversationSource, reader: str) -> str:
+def source_fingerprint(source: ConversationSource, reader: str) -> str:
+    """Return the identity of what a source gives: its files' content and the settings that change what is read of them."""
+    uri, dataset = source.conversations, source.dataset
+    content = input_fingerprint([uri]) if dataset is None else dataset_fingerprint(uri, dataset)
     settings = {
         "format": _FORMAT_VERSION,
         "reader": reader,
         "split": source.split,
+        "persona": source.persona,
+        "judged_only": source.judged_only,
         "name": source.name,
         "prefix_ids": source.prefix_ids,
-        "conversations": input_fingerprint([source.conversations]),
+        "columns": None if dataset is None else dataset.columns.model_dump(),
+        "conversations": content,
         "qrels": None if source.qrels is None else input_fingerprint([source.qrels]),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -85,12 +85,16 @@ class ConversationSet:
         qrels: query id -> passage id -> grade (int; > 0 is relevant unless the reader's protocol says otherwise).
         fingerprint: SHA-256 over the source files' bytes and the reader's settings, and over what was held out.
         quarantined: (place, reason) of every row left out, within the configured limit.
+        notes: sentences about what is unusual but usable in the files.
+        gold_texts: passage id -> text of gold passages, where the conversation files hold that.
     """
 
     conversations: tuple[Conversation, ...]
     qrels: Mapping[str, Mapping[str, int]]
     fingerprint: str
     quarantined: tuple[tuple[str, str], ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    gold_texts: Mapping[str, str] = field(default_factory=dict)
 
     def queries(self) -> Iterator[ConversationalQuery]:
         """Yield every turn of every conversation as a query with its history, each turn of a tree once."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from raydistill.errors import DataError
-from raydistill.storage.files import read_input
+from raydistill.storage.files import open_input, read_input
 
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad"))
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_MOST_TURNS = 100_000
+# Control characters, line and paragraph separators, zero-width characters and byte order marks: nobody sees them, and an
+# id with one of them never equals the one that was meant.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u2028\u2029\u2060\ufeff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +93,33 @@ def json_list(uri: str, expected: str) -> list[Any]:
         records = json.loads(read_input(uri).decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DataError(f"{uri}:{error.lineno}: is not valid JSON ({error.msg}); {expected} are one JSON list") from None
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{uri}: is not JSON in UTF-8 ({error}); fetch the file again") from None
     if not isinstance(records, list):
         raise DataError(f"{uri}: must be a JSON list ({expected} are); check the source's reader")
     return records
+
+
+def json_records(uri: str, expected: str) -> Iterator[tuple[str, Any] | BadRow]:
+    """Yield (place, record) of a file that is one JSON list, or that has one JSON value a line.
+
+    A line that is no JSON comes as a BadRow; the records of a list have places "file: record n". Raises as `json_list`.
+    """
+    with open_input(uri) as stream:
+        beginning = stream.read(1 << 16).removeprefix(_BYTE_ORDER_MARK).lstrip()
+    if beginning.startswith(b"["):
+        for number, record in enumerate(json_list(uri, expected), start=1):
+            yield f"{uri}: record {number}", record
+        return
+    with open_input(uri) as stream:
+        for line in numbered_lines(stream, uri):
+            if isinstance(line, BadRow):
+                yield line
+                continue
+            try:
+                yield line.place, json.loads(line.text)
+            except (ValueError, RecursionError) as error:
+                yield BadRow(line.place, f"is not valid JSON ({error}); {expected} are a JSON list, or one record a line")
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -112,9 +139,23 @@ def identifier(record: dict[str, Any], name: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     text = required_text(record, name)
-    if text != text.strip() or any(character in text for character in "\t\r\n"):
+    printable = text.isprintable()
+    if text != text.strip() or (not printable and any(character in text for character in "\t\r\n")):
         raise RowError(f"field {name!r} ({text!r}) must not begin or end with a space nor hold a tab or a line break")
+    unseen = None if printable else _UNSEEN.search(text)
+    if unseen:
+        raise RowError(f"field {name!r} ({text!r}) holds the invisible character U+{ord(unseen[0]):04X}; take it out")
     return text
+
+
+def turn_number(record: dict[str, Any], name: str, digits: bool = False) -> int:
+    """Return a field that is the number of a turn: an integer from 1, or with `digits` a string of one. Raises RowError."""
+    value = record.get(name)
+    if digits and isinstance(value, str) and value.isdecimal() and len(value) < 7:
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_TURNS:
+        raise RowError(f"{name} must be an integer from 1, not {_shortened(value)}")
+    return value
 
 
 def required_text(record: dict[str, Any], name: str) -> str:
@@ -142,9 +183,24 @@ def optional_text(record: dict[str, Any], name: str) -> str:
     return value
 
 
+def text_list(record: dict[str, Any], name: str) -> list[str]:
+    """Return a field that is a list of strings, null or absent; [] for the last two. Raises RowError."""
+    value = record.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise RowError(f"field {name!r} must be an array, not {_json_type(value)}")
+    return [optional_text({name: item}, name) for item in value]
+
+
 def spoken_text(record: dict[str, Any], name: str) -> str:
     """Return a field as `optional_text`, invisible characters removed and runs of white space made one space."""
     return " ".join(optional_text(record, name).translate(_INVISIBLE).split())
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _json_type(value: object) -> str:

@@ -19,6 +19,8 @@ class ConversationFile:
         splits: conversation id -> its own split field, for conversations that have one.
         qrels: gold passages that the file itself holds.
         left_out: ids of queries in malformed conversations, as far as they can be read.
+        gold_texts: passage id -> text of gold passages, where the file holds that.
+        notes: sentences about what is unusual but usable in the file.
     """
 
     uri: str
@@ -26,3 +28,5 @@ class ConversationFile:
     splits: Mapping[str, str] = field(default_factory=dict)
     qrels: Qrels = field(default_factory=dict)
     left_out: frozenset[str] = frozenset()
+    gold_texts: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

@@ -62,7 +62,7 @@ def _sharing(conversations: Iterable[Conversation]) -> Callable[[Conversation], 
 
 def _read(source: ConversationSource | PassageSource, data: DataConfig) -> ConversationSet:
     if isinstance(source, PassageSource):
-        return read_passage_conversations(source, data.corpus, data.corpus_format)
+        return read_passage_conversations(source, data)
     return read_conversations(source, data.reader, data.max_bad_rows)
 
 
@@ -83,6 +83,8 @@ def _merged(sources: Sequence[ConversationSource | PassageSource], sets: Sequenc
         qrels={query_id: grades for found in sets for query_id, grades in found.qrels.items()},
         fingerprint=_fingerprint([found.fingerprint for found in sets]),
         quarantined=tuple(row for found in sets for row in found.quarantined),
+        notes=tuple(note for found in sets for note in found.notes),
+        gold_texts={passage_id: text for found in sets for passage_id, text in found.gold_texts.items()},
     )
 
 
@@ -116,7 +118,7 @@ def _share_held_out(found: ConversationSet, share: float, made: set[str]) -> tup
     label = ["share", share]
     return (
         _chosen(found, lambda each: _group(each) not in left_out, [*label, "train"]),
-        replace(_chosen(found, lambda each: _group(each) in held_out, [*label, "validation"]), quarantined=()),
+        replace(_chosen(found, lambda each: _group(each) in held_out, [*label, "validation"]), quarantined=(), notes=()),
     )
 
 
@@ -130,6 +132,8 @@ def _chosen(found: ConversationSet, is_chosen: Callable[[Conversation], bool], l
         {query_id: grades for query_id, grades in found.qrels.items() if query_id in query_ids},
         _fingerprint([found.fingerprint, *label]),
         found.quarantined,
+        found.notes,
+        found.gold_texts,
     )
 
 

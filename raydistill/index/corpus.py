@@ -18,7 +18,8 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -28,8 +29,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raydistill.actor_pool import map_shards
-from raydistill.config import CorpusConfig, WorkerConfig
-from raydistill.conversations.passages import read_passages
+from raydistill.config import CorpusConfig, CorpusFormat, DatasetPart, PassageColumns, WorkerConfig
+from raydistill.conversations.passages import dataset_passages, read_passages
+from raydistill.conversations.prepared import corpus_files, corpus_fingerprint
 from raydistill.conversations.qrels import check_qrels
 from raydistill.conversations.records import Passage
 from raydistill.conversations.rows import BadRow, Quarantine
@@ -38,7 +40,7 @@ from raydistill.index.passage_files import PassageFileWriter, SeenIds, id_hash, 
 from raydistill.index.publish import IndexVersion
 from raydistill.progress import track
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, Manifest, Part, fingerprint
-from raydistill.storage.files import input_files, input_fingerprint, open_input
+from raydistill.storage.files import open_input
 
 logger = logging.getLogger("raydistill")
 _FORMAT_VERSION = 1
@@ -48,8 +50,10 @@ _MOST_CHECKED_FOR_SHARED_IDS = 30_000_000
 
 def corpus_artifact(data: CorpusConfig, passages_per_part: int, root: str) -> Artifact:
     """Return the address of what `prepare_corpus` makes, committed or not. Raises StorageError when a file is missing."""
-    settings = {"corpus_format": data.corpus_format, "passages_per_part": passages_per_part}
-    inputs = {"files": input_fingerprint(input_files(data.corpus))}
+    settings: dict[str, Any] = {"corpus_format": data.corpus_format, "passages_per_part": passages_per_part}
+    if data.corpus_columns != PassageColumns():
+        settings["corpus_columns"] = data.corpus_columns
+    inputs = {"files": corpus_fingerprint(data)}
     return Artifact(root, "corpus", "passages", fingerprint("corpus", _FORMAT_VERSION, settings, inputs))
 
 
@@ -64,7 +68,7 @@ def prepare_corpus(data: CorpusConfig, passages_per_part: int, workers: WorkerCo
             no passage at all.
         StorageError: an input file is missing or unreadable.
     """
-    files = input_files(data.corpus)
+    files = corpus_files(data.corpus, data.corpus_format)
     artifact = corpus_artifact(data, passages_per_part, root)
     committed = artifact.find_manifest()
     if committed is not None:
@@ -168,6 +172,8 @@ def _convert(
     arguments = {
         "writer": writer,
         "corpus_format": data.corpus_format,
+        "columns": data.corpus_columns,
+        "dataset": data.corpus_dataset,
         "passages_per_part": passages_per_part,
         "max_bad_rows": data.max_bad_rows,
         "keep_ids": len(files) > 1,
@@ -238,10 +244,19 @@ class _FileConverter:
     """Converts one input file; parts whose receipts exist are parsed again, for their ids, but not written again."""
 
     def __init__(
-        self, writer: ArtifactWriter, corpus_format: Any, passages_per_part: int, max_bad_rows: int, keep_ids: bool
+        self,
+        writer: ArtifactWriter,
+        corpus_format: CorpusFormat,
+        columns: PassageColumns,
+        dataset: DatasetPart | None,
+        passages_per_part: int,
+        max_bad_rows: int,
+        keep_ids: bool,
     ) -> None:
         self._writer = writer
-        self._format = corpus_format
+        self._format: CorpusFormat = corpus_format
+        self._columns = columns
+        self._dataset = dataset
         self._rows = passages_per_part
         self._max_bad_rows = max_bad_rows
         self._keep_ids = keep_ids
@@ -252,21 +267,32 @@ class _FileConverter:
         seen = SeenIds()
         with tempfile.TemporaryDirectory(prefix="raydistill-corpus-") as folder:
             parts = _Blocks(self._writer, file, set(spec["finished"]), self._rows, Path(folder))
-            with open_input(uri) as stream:
-                lines = _CountedLines(stream)
-                for row in read_passages(cast(BinaryIO, lines), uri, self._format):
-                    if isinstance(row, BadRow):
-                        quarantine.add(row)
-                    elif not seen.add(row.passage_id):
-                        quarantine.add(
-                            BadRow(f"{uri}:{lines.count}", f"repeats the id {row.passage_id!r} of an earlier line")
-                        )
-                    else:
-                        parts.add(row)
+            for place, row in self._read(uri):
+                if isinstance(row, BadRow):
+                    quarantine.add(row)
+                elif not seen.add(row.passage_id):
+                    quarantine.add(BadRow(place(), f"repeats the id {row.passage_id!r} of an earlier line"))
+                else:
+                    parts.add(row)
             parts.close()
         if self._keep_ids:
             self._writer.put_part(_ids_name(file), seen.hashes().astype("<u8").tobytes(), ".u64", rows=0)
         return self._put_end(file, uri, parts, quarantine).to_json()
+
+    def _read(self, uri: str) -> Iterator[tuple[Callable[[], str], Passage | BadRow]]:
+        """Yield the rows of a file with what tells the place of the row that was read last."""
+        if self._dataset is not None:
+            for number, row in enumerate(dataset_passages(uri, self._dataset, self._columns), start=1):
+                yield partial("{}: row {}".format, uri, number), row
+            return
+        with open_input(uri) as stream:
+            if self._format in ("parquet", "prepared"):
+                for number, row in enumerate(read_passages(stream, uri, self._format, self._columns), start=1):
+                    yield partial("{}: row {}".format, uri, number), row
+                return
+            lines = _CountedLines(stream)
+            for row in read_passages(cast(BinaryIO, lines), uri, self._format, self._columns):
+                yield lambda: f"{uri}:{lines.count}", row
 
     def _put_end(self, file: int, uri: str, parts: _Blocks, quarantine: Quarantine) -> Part:
         """Put the part whose receipt says that the file is done."""

@@ -87,7 +87,10 @@ def known_nothing(rewrites: Sequence[str], queries: Sequence[ConversationalQuery
     """Return the sentence that says that a recorded teacher has a rewrite of none of the queries, and what to look at."""
     files = [uri for uri in rewrites if uri not in WITHOUT_FILE]
     if not files:
-        return "the conversations hold no rewrites of their own; only files of readers cast, ikat and passages may have them"
+        return (
+            "the conversations hold no rewrites of their own; only those of readers cast, ikat, qrecc, huggingface, "
+            "prepared and passages may"
+        )
     return (
         f"{', '.join(files)}: none of the ids is the id of a query (queries are named like {queries[0].query_id!r}, the "
         f"file's like {next(iter(read_recorded(files)))!r}); check that rewrites and conversations belong together"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydistill.config import PassageSource
+from raydistill.config import CorpusConfig, PassageSource
 from raydistill.conversations.pseudo import passage_topic, read_passage_conversations
 from raydistill.conversations.records import ConversationSet, Passage
 from raydistill.errors import DataError
@@ -66,7 +66,7 @@ def test_a_first_line_that_is_no_sentence_is_a_title() -> None:
 
 
 def test_a_conversation_moves_from_topic_to_topic_and_each_second_turn_has_its_passage_as_gold(tmp_path: Path) -> None:
-    found = read_passage_conversations(source(sample=5, topics=2), [corpus(tmp_path)], "jsonl")
+    found = read_passage_conversations(source(sample=5, topics=2), CorpusConfig(corpus=(corpus(tmp_path),)))
     assert [len(one.turns) for one in found.conversations] == [4, 4, 2]
     first, second, third, fourth = list(found.queries())[:4]
     assert [each.depth for each in (first, second, third, fourth)] == [1, 2, 3, 4]
@@ -85,7 +85,7 @@ def test_a_conversation_moves_from_topic_to_topic_and_each_second_turn_has_its_p
 
 def test_the_sample_depends_on_ids_and_seed_but_not_on_the_order_of_the_corpus(tmp_path: Path) -> None:
     def read(path: str, sample: int = 6, seed: int = 0) -> ConversationSet:
-        return read_passage_conversations(source(sample, seed=seed), [path], "jsonl")
+        return read_passage_conversations(source(sample, seed=seed), CorpusConfig(corpus=(path,)))
 
     plain, shuffled = corpus(tmp_path), corpus(tmp_path, shuffled=True)
     assert read(plain).conversations == read(shuffled).conversations
@@ -107,12 +107,12 @@ def test_whatever_the_passage_a_topic_can_be_asked(text: str, title: str) -> Non
 def test_a_corpus_without_any_topic_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text(json.dumps({"_id": "p", "text": "words"}) + "\n")
     with pytest.raises(DataError, match=r"no passage of the corpus .* has a title and two sentences"):
-        read_passage_conversations(source(3), [str(tmp_path / "c.jsonl")], "jsonl")
+        read_passage_conversations(source(3), CorpusConfig(corpus=(str(tmp_path / "c.jsonl"),)))
 
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("domain", ["clapnq", "cloud"])
 def test_real_corpora_give_as_many_topics_as_asked_for(shared_data: Path, domain: str) -> None:
     path = str(shared_data / "mtrag" / domain / "corpus.jsonl.gz")
-    found = read_passage_conversations(source(sample=200, topics=4), [path], "jsonl")
+    found = read_passage_conversations(source(sample=200, topics=4), CorpusConfig(corpus=(path,)))
     assert (len(found.conversations), len(list(found.queries())), len(found.qrels)) == (50, 400, 200)
