@@ -13,7 +13,17 @@ PACKAGE = Path(__file__).resolve().parent.parent / "raydistill"
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 # The distributed module of each room, and the one way all of them run shards.
-USES_RAY = {"actor_pool.py", "distill/train.py", "distill/document_train.py", "distill/fitting.py", "tuning/study.py"}
+USES_RAY = {
+    "actor_pool.py",
+    "distill/train.py",
+    "distill/document_train.py",
+    "distill/fitting.py",
+    "index/fan_out.py",
+    "index/fan_out_actors.py",
+    "serving/service.py",
+    "serving/start.py",
+    "tuning/study.py",
+}
 RUNS_SHARDS = {
     "teachers/pool.py",
     "index/corpus.py",
@@ -32,7 +42,9 @@ ALLOWED_ROOMS: dict[str, set[str]] = {
     "teachers": {"storage", "conversations"},
     "index": {"storage", "conversations", "encoders", "teachers"},
     "distill": {"storage", "conversations", "encoders", "index", "teachers", "evaluation"},
-    "evaluation": {"storage", "conversations", "encoders", "index", "teachers"},
+    "reranking": {"conversations"},
+    "evaluation": {"storage", "conversations", "encoders", "index", "teachers", "reranking"},
+    "serving": {"storage", "conversations", "encoders", "index", "reranking"},
 }
 # Pure modules of other rooms that a room's pure modules may use: values and functions, never a stage.
 STAGES = {

@@ -69,7 +69,9 @@ from raydistill.config.regularisation import (
     RegularisationConfig,
     SparsityTarget,
 )
+from raydistill.config.rerank import QueryText, RerankConfig
 from raydistill.config.sampling import SamplingConfig
+from raydistill.config.serve import FanOutConfig, HttpConfig, ReplicasConfig, ServeConfig
 from raydistill.config.student import Attention, FreezeConfig, HeadKind, LoraConfig, Pooling, StudentConfig
 from raydistill.config.teachers import (
     AS_ASKED,
@@ -99,11 +101,13 @@ __all__ = [
     "DocumentTrainingConfig",
     "DocumentsConfig",
     "EvaluateConfig",
+    "FanOutConfig",
     "FlopsPenalty",
     "Fraction",
     "FreezeConfig",
     "GuardPenalty",
     "HeadKind",
+    "HttpConfig",
     "IndexConfig",
     "InfoNce",
     "Kld",
@@ -130,6 +134,7 @@ __all__ = [
     "PoolConfig",
     "Pooling",
     "QueryForm",
+    "QueryText",
     "RankNet",
     "RayConfig",
     "Reader",
@@ -138,10 +143,13 @@ __all__ = [
     "RegularisationConfig",
     "RepCosine",
     "RepMse",
+    "ReplicasConfig",
+    "RerankConfig",
     "SamplingConfig",
     "ScoreConfig",
     "ScoreTerm",
     "Section",
+    "ServeConfig",
     "SparsityTarget",
     "SpladeDocumentsConfig",
     "StudentConfig",
