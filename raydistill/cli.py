@@ -12,7 +12,7 @@ from rich.console import Console
 
 from raydistill import __version__
 from raydistill.config_loading import load_config
-from raydistill.errors import RaydistillError
+from raydistill.errors import ConfigError, RaydistillError
 
 STAGES = {
     "teach": "rewrite every turn with every teacher",
@@ -57,6 +57,13 @@ def _parser() -> argparse.ArgumentParser:
     tune = commands.add_parser("tune", help="search over configurations: a study file names the base and what to try")
     _add_config_arguments(tune, until="")
     tune.set_defaults(command=_run_study)
+    serve = commands.add_parser("serve", help="answer searches over HTTP, on Ray Serve")
+    serve.add_argument("--root", required=True, help="run root that holds the index")
+    serve.add_argument("--index", required=True, help="name of the index; its current version is served")
+    serve.add_argument("--student", required=True, help="folder of a student, or the address of a student artifact")
+    serve.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings, such as http.port=8080")
+    serve.add_argument("--dry-run", action="store_true", help="check index and student, print the settings, start nothing")
+    serve.set_defaults(command=_run_service)
     demo = commands.add_parser("demo", help="run the whole chain offline on a small generated world, in minutes on a laptop")
     demo.add_argument("--seed", type=int, default=7, help="another seed gives another world (default: 7)")
     demo.add_argument(
@@ -90,6 +97,22 @@ def _run_study(options: argparse.Namespace) -> int:
         Console(soft_wrap=True).print("\n".join(plan_text(study)), highlight=False, markup=False)
     else:
         run_study(study)
+    return 0
+
+
+def _run_service(options: argparse.Namespace) -> int:
+    try:
+        from raydistill.serving.start import check, run, serve_config, settings_text
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the service needs Ray Serve, and the package {error.name!r} of it is missing; pip install 'raydistill[serve]'"
+        ) from None
+
+    config = serve_config(options.root, options.index, options.student, options.overrides)
+    if options.dry_run:
+        Console(soft_wrap=True).print(settings_text(config, check(config)), highlight=False, markup=False)
+    else:
+        run(config)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from raydistill.config.fields import Operational, PoolConfig, Section
+from raydistill.config.rerank import RerankConfig
 
 
 class EvaluateConfig(Section):
@@ -19,6 +20,8 @@ class EvaluateConfig(Section):
     seed: int = 0
     queries_per_part: Operational[PositiveInt] = 256
     workers: PoolConfig = PoolConfig()
+    rerank: RerankConfig | None = None
+    """A second stage over the student's first passages, measured as a system of its own. None leaves it out."""
 
     @field_validator("measures")
     @classmethod
@@ -42,4 +45,9 @@ class EvaluateConfig(Section):
                 raise ValueError(
                     f"measures has {name}, but only depth ({self.depth}) passages are retrieved; raise evaluate.depth"
                 )
+        if self.rerank is not None and self.rerank.depth > self.depth:
+            raise ValueError(
+                f"rerank.depth is {self.rerank.depth}, but only depth ({self.depth}) passages are retrieved; raise "
+                "evaluate.depth or lower evaluate.rerank.depth"
+            )
         return self

@@ -23,13 +23,12 @@ from raydistill.actor_pool import require_resources
 from raydistill.config import FanOutConfig
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import DataError
-from raydistill.index.corpus import indexed_corpus
 from raydistill.index.fan_out_actors import Actors, Call
 from raydistill.index.fan_out_plan import assigned_groups, merged
 from raydistill.index.forward import owning_segments
 from raydistill.index.publish import IndexVersion, current_version
 from raydistill.index.search import SearchResult
-from raydistill.index.segment_group import Hit, Holding
+from raydistill.index.segment_group import Hit, Holding, corpus_of
 from raydistill.storage.artifacts import Artifact
 
 _INLINE_BYTES = 64 * 1024
@@ -258,15 +257,7 @@ class FanOut:
             raise DataError(f"{version.uri} has no segments and cannot be searched; build it from a corpus with passages")
         segments = [(entry.sha256, entry.size) for entry in version.segments]
         groups = assigned_groups(segments, len(self._actors))
-        corpus = _corpus(version) if self._config.texts else None
+        corpus = corpus_of(version) if self._config.texts else None
         snapshot = Snapshot(version, groups, corpus, self._actors)
         snapshot.open()
         return snapshot
-
-
-def _corpus(version: IndexVersion) -> Artifact | None:
-    """Return the corpus of an index where its texts are still there."""
-    if "corpus" not in version.metadata:
-        return None
-    corpus = indexed_corpus(version)
-    return corpus if corpus.find_manifest() is not None else None

@@ -92,6 +92,8 @@ class SegmentGroup:
         first = np.zeros(1, dtype=np.int32)
         one = SparseBatch(np.array([0, 1]), first, np.ones(1, dtype=np.float32), opened.version.vocabulary_size)
         opened.searcher.search(one, 1)
+        if opened.texts is not None:
+            opened.texts.open()
         return sum(segment.size for segment in opened.version.segments)
 
     def search(self, holding: Holding, queries: SparseBatch, k: int) -> SearchResult:
@@ -180,6 +182,15 @@ def _open(holding: Holding, threads: int) -> _Opened:
     _check_cache(holding.root, sum(segment.size for segment in segments))
     version = dataclasses.replace(whole, segments=segments, passages=sum(segment.passages for segment in segments))
     return _Opened(version, open_searcher(version, threads), _texts(holding.corpus, version))
+
+
+def corpus_of(version: IndexVersion) -> Artifact | None:
+    """Return the committed corpus that holds the texts of an index, None where it is not there."""
+    if "corpus" not in version.metadata:
+        return None
+    address = version.metadata["corpus"]
+    corpus = Artifact(version.root, "corpus", address["name"], address["fingerprint"])
+    return corpus if corpus.find_manifest() is not None else None
 
 
 def _check_cache(root: str, size: int) -> None:

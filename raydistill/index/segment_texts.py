@@ -10,6 +10,7 @@ Disk: ids and texts of the parts, about their length in bytes, until the object 
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,7 +35,15 @@ class SegmentTexts:
 
     def __init__(self, corpus: Artifact, parts: Mapping[str, Part]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="raydistill-texts-")
-        self._tables = {name: self._mapped(corpus.fetch(part), name) for name, part in parts.items()}
+        self._corpus = corpus
+        self._parts = dict(parts)
+        self._tables: dict[str, pa.Table] = {}
+        self._lock = threading.Lock()
+
+    def open(self) -> None:
+        """Map all parts now, instead of each when a text of it is first asked for."""
+        for name in self._parts:
+            self._table(name)
 
     def texts(self, segment: str, rows: NDArray[np.int64], passage_ids: Sequence[str]) -> list[str | None]:
         """Return the texts of passages by number within a segment; None where the corpus has no such passage there.
@@ -43,12 +52,18 @@ class SegmentTexts:
             rows: int64 [C], any order.
             passage_ids: the C passages' ids, by which each text is checked.
         """
-        table = self._tables.get(segment)
+        table = self._table(segment) if segment in self._parts else None
         if table is None or (len(rows) and int(rows.max()) >= table.num_rows):
             return [None] * len(rows)
         found = table.take(pa.array(rows))
         ids, texts = found.column("passage_id").to_pylist(), found.column("text").to_pylist()
         return [text if known == wanted else None for known, wanted, text in zip(ids, passage_ids, texts, strict=True)]
+
+    def _table(self, name: str) -> pa.Table:
+        with self._lock:
+            if name not in self._tables:
+                self._tables[name] = self._mapped(self._corpus.fetch(self._parts[name]), name)
+            return self._tables[name]
 
     def _mapped(self, parquet: Path, name: str) -> pa.Table:
         path = Path(self._folder.name) / f"{name}.arrow"

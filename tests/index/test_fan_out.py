@@ -13,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raydistill.config import FanOutConfig
+from raydistill.config import DataConfig, FanOutConfig, IndexConfig, StudentConfig
 from raydistill.errors import CorruptObjectError, DataError, ResourceError, StorageError
+from raydistill.index.build import build_index
+from raydistill.index.corpus import prepare_corpus
 from raydistill.index.fan_out import FanOut, Snapshot
 from raydistill.index.publish import IndexVersion, load_version, make_current
 from raydistill.index.search import Searcher, SearchResult, open_searcher
 from tests.index.made_versions import VOCABULARY, made_rows, publish_version
+from tests.small_world import small_world
 
 CONFIG = FanOutConfig.model_validate({"workers": {"actors": 3, "cpus": 0.25}})
 QUERIES = made_rows(7, 40)
@@ -188,6 +191,50 @@ def test_versions_switch_during_load_without_an_error_or_a_mixed_answer(open_fan
             before = reads()
             wait_until(lambda before=before: reads() > before + 4, "reading")
     assert seen == {each.version for each in versions}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_index_is_built_anew_and_switched_while_readers_search_for_a_minute(open_fan_out, root, tmp_path):
+    """The index stage itself, in the cluster that is searched, again and again with other impacts."""
+    corpus = DataConfig.model_validate(
+        {
+            "corpus": [str(small_world(tmp_path / "data") / "corpus.jsonl")],
+            "train": {"conversations": "/unused"},
+            "test": {"conversations": "/unused"},
+        }
+    )
+    student = StudentConfig(model="package:raydistill/demo/models/encoder")
+
+    def publish(k1: float) -> IndexVersion:
+        fields = {"name": "world", "documents": {"kind": "lexical", "k1": k1}, "passages_per_segment": 150}
+        config = IndexConfig.model_validate(fields)
+        return build_index(
+            config, student, prepare_corpus(corpus, 150, config.workers, f"{tmp_path}/root"), f"{tmp_path}/root"
+        )
+
+    (tmp_path / "root").mkdir()
+    first = publish(0.5)
+    queries = open_searcher(first).vectors(np.arange(0, first.passages, 7))
+    expected = {first.version: open_searcher(first).search(queries, 10)}
+    fan_out = open_fan_out(first, FanOutConfig.model_validate({"workers": {"actors": 2, "cpus": 0.25}}))
+    assert len(set(fan_out.snapshot.groups)) == 2
+
+    def read() -> None:
+        snapshot = fan_out.snapshot
+        assert_equal(snapshot.search(queries, 10), expected[snapshot.version.version])
+
+    with readers(read) as reads:
+        until, number = time.monotonic() + 60, 1
+        while time.monotonic() < until:
+            number += 1
+            version = publish(0.5 + 0.1 * number)
+            expected[version.version] = open_searcher(version).search(queries, 10)
+            assert fan_out.refresh()
+            seen = reads()
+            wait_until(lambda seen=seen: reads() > seen + 8, "reading")
+    assert number > 2
+    assert fan_out.version.version == number
 
 
 def test_a_pinned_version_outlives_any_number_of_switches(open_fan_out, root, tmp_path):
