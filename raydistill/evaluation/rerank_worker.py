@@ -17,7 +17,7 @@ from raydistill.config import RerankConfig
 from raydistill.errors import DataError
 from raydistill.evaluation.query_worker import PART_SCHEMA, parquet_bytes
 from raydistill.index.publish import IndexVersion
-from raydistill.index.segment_group import Holding, SegmentGroup, corpus_of
+from raydistill.index.segment_group import Holding, SegmentGroup, corpora_of
 from raydistill.reranking.order import query_text, reordered
 from raydistill.storage.artifacts import ArtifactWriter
 from raydistill.storage.parts import Part
@@ -32,8 +32,8 @@ class RerankWorker:
         from raydistill.reranking.cross_encoder import CrossEncoder
 
         torch.set_num_threads(max(1, int(config.workers.cpus)))
-        corpus = corpus_of(index)
-        if corpus is None:
+        corpora = corpora_of(index)
+        if not corpora:
             raise DataError(
                 f"the corpus of {index.uri} is not there, so there is no text to read again; run the index stage, or leave "
                 "evaluate.rerank out"
@@ -42,7 +42,7 @@ class RerankWorker:
         self._encoder = CrossEncoder(config, "cuda" if config.workers.gpus else "cpu", "evaluate.rerank")
         self._encoder.scores("warm up", ["warm up"])
         everything = tuple(range(len(index.segments)))
-        self._holding = Holding(index.root, index.name, index.version, index.fingerprint, everything, corpus)
+        self._holding = Holding(index.root, index.name, index.version, index.fingerprint, everything, corpora)
         self._passages = SegmentGroup(threads=1, versions=1)
 
     def __call__(self, spec: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from raydistill.index.fan_out_plan import assigned_groups, merged
 from raydistill.index.forward import owning_segments
 from raydistill.index.publish import IndexVersion, current_version
 from raydistill.index.search import SearchResult
-from raydistill.index.segment_group import Hit, Holding, corpus_of
+from raydistill.index.segment_group import Hit, Holding, corpora_of
 from raydistill.storage.artifacts import Artifact
 
 _INLINE_BYTES = 64 * 1024
@@ -64,15 +64,15 @@ class Snapshot:
     The methods are those of `raydistill.index.search.Searcher`, with equal results.
     """
 
-    def __init__(self, version: IndexVersion, groups: Sequence[int], corpus: Artifact | None, actors: Actors) -> None:
+    def __init__(self, version: IndexVersion, groups: Sequence[int], corpora: tuple[Artifact, ...], actors: Actors) -> None:
         """Args: groups: number of the group of each of the version's segments."""
         self.version = version
         self.groups = tuple(groups)
-        self.has_texts = corpus is not None
+        self.has_texts = bool(corpora)
         self._actors = actors
         segments = {group: tuple(np.flatnonzero(np.equal(groups, group)).tolist()) for group in sorted(set(groups))}
         address = (version.root, version.name, version.version, version.fingerprint)
-        self._holdings = {group: Holding(*address, held, corpus) for group, held in segments.items()}
+        self._holdings = {group: Holding(*address, held, corpora) for group, held in segments.items()}
         order = sorted(range(len(version.segments)), key=lambda position: version.segments[position].first_passage)
         entries = [version.segments[position] for position in order]
         self._first = np.asarray([entry.first_passage for entry in entries], dtype=np.int64)
@@ -257,7 +257,7 @@ class FanOut:
             raise DataError(f"{version.uri} has no segments and cannot be searched; build it from a corpus with passages")
         segments = [(entry.sha256, entry.size) for entry in version.segments]
         groups = assigned_groups(segments, len(self._actors))
-        corpus = corpus_of(version) if self._config.texts else None
-        snapshot = Snapshot(version, groups, corpus, self._actors)
+        corpora = corpora_of(version) if self._config.texts else ()
+        snapshot = Snapshot(version, groups, corpora, self._actors)
         snapshot.open()
         return snapshot

@@ -25,7 +25,7 @@ from raydistill.index.forward import owning_segments
 from raydistill.index.publish import IndexVersion, load_version
 from raydistill.index.search import Searcher, SearchResult, open_searcher
 from raydistill.index.segment_texts import SegmentTexts
-from raydistill.storage.artifacts import Artifact, Part
+from raydistill.storage.artifacts import Artifact
 from raydistill.storage.cache import default_cache
 from raydistill.storage.local import LocalStore
 from raydistill.storage.store import open_store
@@ -39,7 +39,7 @@ class Holding:
         root, name, version: of the index version.
         fingerprint: of the version, so that a version made anew under an old number is noticed.
         segments: positions in the version's list of segments, at least one.
-        corpus: where the texts lie, None where there are none.
+        corpora: where the texts lie, the newest first; empty for none.
     """
 
     root: str
@@ -47,7 +47,7 @@ class Holding:
     version: int
     fingerprint: str
     segments: tuple[int, ...]
-    corpus: Artifact | None = None
+    corpora: tuple[Artifact, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,16 +181,17 @@ def _open(holding: Holding, threads: int) -> _Opened:
     segments = tuple(ordered)
     _check_cache(holding.root, sum(segment.size for segment in segments))
     version = dataclasses.replace(whole, segments=segments, passages=sum(segment.passages for segment in segments))
-    return _Opened(version, open_searcher(version, threads), _texts(holding.corpus, version))
+    names = [segment.name for segment in segments]
+    texts = SegmentTexts(holding.corpora, names) if holding.corpora else None
+    return _Opened(version, open_searcher(version, threads), texts)
 
 
-def corpus_of(version: IndexVersion) -> Artifact | None:
-    """Return the committed corpus that holds the texts of an index, None where it is not there."""
-    if "corpus" not in version.metadata:
-        return None
-    address = version.metadata["corpus"]
-    corpus = Artifact(version.root, "corpus", address["name"], address["fingerprint"])
-    return corpus if corpus.find_manifest() is not None else None
+def corpora_of(version: IndexVersion) -> tuple[Artifact, ...]:
+    """Return the committed corpora that hold the texts of an index, the newest first; those that are gone are left out."""
+    built = [version.metadata["corpus"]] if "corpus" in version.metadata else []
+    addresses = version.metadata.get("corpora", built)
+    found = [Artifact(version.root, "corpus", each["name"], each["fingerprint"]) for each in reversed(addresses)]
+    return tuple(corpus for corpus in found if corpus.find_manifest() is not None)
 
 
 def _check_cache(root: str, size: int) -> None:
@@ -201,11 +202,3 @@ def _check_cache(root: str, size: int) -> None:
             f"one actor is to hold segments of {size:,} bytes, but its node's cache holds {bound:,}; raise "
             "RAYDISTILL_CACHE_BYTES, or spread the index over more actors (fan_out.workers.actors)"
         )
-
-
-def _texts(corpus: Artifact | None, version: IndexVersion) -> SegmentTexts | None:
-    if corpus is None:
-        return None
-    wanted = {segment.name for segment in version.segments}
-    parts: dict[str, Part] = {part.name: part for part in corpus.manifest().parts if part.name in wanted}
-    return SegmentTexts(corpus, parts)
