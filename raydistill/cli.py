@@ -15,7 +15,7 @@ from raydistill.cli_change import add_change_commands
 from raydistill.cli_exchange import add_exchange_commands
 from raydistill.cli_upkeep import add_upkeep_commands
 from raydistill.config_loading import load_config
-from raydistill.errors import RaydistillError
+from raydistill.errors import ConfigError, RaydistillError
 
 STAGES = {
     "teach": "rewrite every turn with every teacher",
@@ -64,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_prepare_arguments(
         commands.add_parser("prepare", help="convert a data set to Parquet shards with a manifest, once for all runs")
     )
+    serve = commands.add_parser("serve", help="answer searches over HTTP, on Ray Serve")
+    serve.add_argument("--root", required=True, help="run root that holds the index")
+    serve.add_argument("--index", required=True, help="name of the index; its current version is served")
+    serve.add_argument("--student", required=True, help="folder of a student, or the address of a student artifact")
+    serve.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings, such as http.port=8080")
+    serve.add_argument("--dry-run", action="store_true", help="check index and student, print the settings, start nothing")
+    serve.set_defaults(command=_run_service)
     demo = commands.add_parser("demo", help="run the whole chain offline on a small generated world, in minutes on a laptop")
     demo.add_argument("--seed", type=int, default=7, help="another seed gives another world (default: 7)")
     demo.add_argument(
@@ -140,6 +147,22 @@ def _run_study(options: argparse.Namespace) -> int:
         Console(soft_wrap=True).print("\n".join(plan_text(study)), highlight=False, markup=False)
     else:
         run_study(study)
+    return 0
+
+
+def _run_service(options: argparse.Namespace) -> int:
+    try:
+        from raydistill.serving.start import check, run, serve_config, settings_text
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the service needs Ray Serve, and the package {error.name!r} of it is missing; pip install 'raydistill[serve]'"
+        ) from None
+
+    config = serve_config(options.root, options.index, options.student, options.overrides)
+    if options.dry_run:
+        Console(soft_wrap=True).print(settings_text(config, check(config)), highlight=False, markup=False)
+    else:
+        run(config)
     return 0
 
 

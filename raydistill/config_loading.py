@@ -87,7 +87,7 @@ def build_config(
     """Validate a tree of plain values with overrides applied; see `load_config`."""
     merged = json.loads(json.dumps(tree, default=str))
     for override in overrides:
-        _apply_override(merged, override)
+        apply_override(merged, override)
     variables = merged.pop("vars", None) or {}
     if not isinstance(variables, dict):
         raise ConfigError(f"{place}: vars is {variables!r}; it must be a mapping of names to values")
@@ -124,7 +124,7 @@ def build_section(
     """
     merged = json.loads(json.dumps(tree, default=str))
     for override in overrides:
-        _apply_override(merged, override)
+        apply_override(merged, override)
     return validated(kind, merged, folder or Path.cwd(), place)
 
 
@@ -148,7 +148,8 @@ def dump_config(config: DistillConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set the field that `section.field=value` names. Raises ConfigError when it has another form."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"override {override!r} must have the form section.field=value, such as train.epochs=2")

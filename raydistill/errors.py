@@ -37,3 +37,7 @@ class TrainingError(RaydistillError):
 
 class TuningError(RaydistillError):
     """A search over configurations that has no result."""
+
+
+class UnavailableError(RaydistillError):
+    """An index or a service that does not answer now; the same request may succeed later."""

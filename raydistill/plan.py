@@ -58,9 +58,16 @@ def _rows(chain: Chain, stage: str, done: list[str]) -> list[tuple[str, ...]]:
         "score": f"top {config.score.top_k} of each of {len(chain.inputs.teachers_of('train'))} teachers{student}",
         "train": f"{config.train.epochs:g} epochs of {len(list(chain.inputs.train.queries()))} turns, "
         f"batch {config.train.global_batch}, ZeRO {config.train.zero_stage}, {config.train.precision}",
-        "evaluate": f"{', '.join(config.evaluate.measures)} at depth {config.evaluate.depth}",
+        "evaluate": f"{', '.join(config.evaluate.measures)} at depth {config.evaluate.depth}{_second_stage(config)}",
     }
     return [(stage, state, *_workers(_pool(config, kind)), work[kind])]
+
+
+def _second_stage(config: DistillConfig) -> str:
+    rerank = config.evaluate.rerank
+    if rerank is None:
+        return ""
+    return f"; the first {rerank.depth} again by {rerank.model}, {rerank.workers.actors} x {rerank.workers.cpus:g} CPU"
 
 
 def _teacher_row(chain: Chain, number: int) -> tuple[str, ...]:

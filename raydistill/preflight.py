@@ -42,6 +42,11 @@ def check_inputs(config: DistillConfig, inputs: RunInputs) -> None:
     if isinstance(documents, LearnedDocumentsConfig):
         _check_learned(documents, config.student)
     _check_starts(config.student, documents)
+    if config.evaluate.rerank is not None:
+        # Imported here: it needs torch.
+        from raydistill.reranking.cross_encoder import check_cross_encoder
+
+        check_cross_encoder(config.evaluate.rerank, "evaluate.rerank")
 
 
 def _check_target(config: DistillConfig, vocabulary_size: int) -> None:
@@ -75,6 +80,8 @@ def check_workers(config: DistillConfig, stages: Collection[str]) -> None:
     ):
         if stage in stages:
             require_resources(workers.model_copy(update={"actors": 1}), stage)
+    if "evaluate" in stages and config.evaluate.rerank is not None:
+        require_resources(config.evaluate.rerank.workers.model_copy(update={"actors": 1}), "evaluate.rerank")
     if "train" in stages:
         require_resources(config.train.fewest_workers, "train")
     if "documents" in stages and isinstance(documents, LearnedDocumentsConfig):

@@ -23,6 +23,8 @@ HERMETIC = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # On a busy machine a proxy of Ray Serve takes longer than 5 s to come up.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",

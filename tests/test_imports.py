@@ -18,6 +18,10 @@ USES_RAY = {
     "distill/train.py",
     "distill/document_train.py",
     "distill/fitting.py",
+    "index/fan_out.py",
+    "index/fan_out_actors.py",
+    "serving/service.py",
+    "serving/start.py",
     "teachers/engine_actor.py",
     "tuning/study.py",
     "tuning/search_engine.py",
@@ -45,7 +49,9 @@ ALLOWED_ROOMS: dict[str, set[str]] = {
     "teachers": {"storage", "conversations"},
     "index": {"storage", "conversations", "encoders", "teachers"},
     "distill": {"storage", "conversations", "encoders", "index", "teachers", "evaluation"},
-    "evaluation": {"storage", "conversations", "encoders", "index", "teachers"},
+    "reranking": {"conversations"},
+    "evaluation": {"storage", "conversations", "encoders", "index", "teachers", "reranking"},
+    "serving": {"storage", "conversations", "encoders", "index", "reranking"},
 }
 # Pure modules of other rooms that a room's pure modules may use: values and functions, never a stage.
 STAGES = {

@@ -79,7 +79,9 @@ from raydistill.config.regularisation import (
     RegularisationConfig,
     SparsityTarget,
 )
+from raydistill.config.rerank import QueryText, RerankConfig
 from raydistill.config.sampling import SamplingConfig
+from raydistill.config.serve import FanOutConfig, HttpConfig, ReplicasConfig, ServeConfig
 from raydistill.config.student import Attention, FreezeConfig, HeadKind, LoraConfig, Pooling, StudentConfig
 from raydistill.config.teachers import (
     AS_ASKED,
@@ -121,12 +123,14 @@ __all__ = [
     "ExactEngine",
     "ExportConfig",
     "ExportFormat",
+    "FanOutConfig",
     "FlopsPenalty",
     "Fraction",
     "FreezeConfig",
     "GeneratingTeacherConfig",
     "GuardPenalty",
     "HeadKind",
+    "HttpConfig",
     "ImportConfig",
     "IndexConfig",
     "InfoNce",
@@ -157,6 +161,7 @@ __all__ = [
     "Pooling",
     "PrepareConfig",
     "QueryForm",
+    "QueryText",
     "RankNet",
     "RayConfig",
     "Reader",
@@ -166,6 +171,8 @@ __all__ = [
     "ReleaseName",
     "RepCosine",
     "RepMse",
+    "ReplicasConfig",
+    "RerankConfig",
     "RetryConfig",
     "SamplingConfig",
     "ScoreConfig",
@@ -174,6 +181,7 @@ __all__ = [
     "Section",
     "SeismicBuildConfig",
     "SeismicEngine",
+    "ServeConfig",
     "SparsityTarget",
     "SpladeDocumentsConfig",
     "StudentConfig",

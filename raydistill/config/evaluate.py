@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from raydistill.config.engines import ExactEngine, SearchEngine
-from raydistill.config.fields import Operational, PoolConfig, Section
+from raydistill.config.fields import Added, Operational, PoolConfig, Section
+from raydistill.config.rerank import RerankConfig
 
 
 class EvaluateConfig(Section):
@@ -15,13 +16,15 @@ class EvaluateConfig(Section):
     """ir_measures names."""
     depth: PositiveInt = 100
     """Passages retrieved a query."""
-    engine: SearchEngine = ExactEngine()
+    engine: Added[SearchEngine] = ExactEngine()
     """What searches: {kind: exact}, or {kind: seismic, query_cut: 10, …}, whose settings `raydistill tune-search` finds."""
     bootstrap_samples: PositiveInt = 1000
     """Resamples of the confidence intervals."""
     seed: int = 0
     queries_per_part: Operational[PositiveInt] = 256
     workers: PoolConfig = PoolConfig()
+    rerank: Added[RerankConfig | None] = None
+    """A second stage over the student's first passages, measured as a system of its own. None leaves it out."""
 
     @field_validator("measures")
     @classmethod
@@ -45,4 +48,9 @@ class EvaluateConfig(Section):
                 raise ValueError(
                     f"measures has {name}, but only depth ({self.depth}) passages are retrieved; raise evaluate.depth"
                 )
+        if self.rerank is not None and self.rerank.depth > self.depth:
+            raise ValueError(
+                f"rerank.depth is {self.rerank.depth}, but only depth ({self.depth}) passages are retrieved; raise "
+                "evaluate.depth or lower evaluate.rerank.depth"
+            )
         return self

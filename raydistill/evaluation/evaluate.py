@@ -4,17 +4,20 @@ Actors encode and search (one query at a time, so that latencies are a single qu
 reads the parts, computes the metrics (`summary`) and commits one artifact of kind "evaluation" with the parts
 
     {first}-{stop}            Parquet: system, query_id, passages, scores, terms, flops, encode_ms, search_ms
+    rerank-{first}-{stop}     the same of the student's second stage, where evaluate.rerank asks for one
     run-{number}-{system}     TREC run of one system
     qrels                     TREC qrels of the judged turns
     per-query                 Parquet: query_id, depth, system, text, and a column a measure
     metrics                   JSON, see `summary`; what `report` shows
 
 All systems search the same index. "last turn", "all user turns", "full conversation" and the teachers' rewrites are encoded
-by the document encoder (E_0); the student encodes the conversation as it did in training.
+by the document encoder (E_0); the student encodes the conversation as it did in training. A second stage reads the student's
+first passages again, as a system of its own; the time that takes is counted as search.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -26,17 +29,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydistill.actor_pool import map_shards
-from raydistill.config import DistillConfig, EvaluateConfig, ExactEngine, SeismicEngine, result_fields
+from raydistill.config import DistillConfig, RerankConfig, SeismicEngine
 from raydistill.conversations.records import ConversationalQuery
 from raydistill.conversations.text import full_conversation_text, history_pairs, user_turns_text
-from raydistill.encoders.documents import document_encoder_settings
+from raydistill.encoders.documents import MODEL_FILES, document_encoder_settings
 from raydistill.errors import DataError
 from raydistill.evaluation.measures import Scores
 from raydistill.evaluation.query_worker import QueryWorker, parquet_bytes
+from raydistill.evaluation.rerank_worker import RerankWorker
 from raydistill.evaluation.runs import Qrels, Run, trec_qrels_lines, trec_run_lines
 from raydistill.evaluation.summary import Metrics, RewriteCounts, Role, SystemResult, summarise
 from raydistill.index.approximate import build_approximate
 from raydistill.index.publish import IndexVersion
+from raydistill.model_source import model_identity
 from raydistill.progress import track
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
 from raydistill.storage.parts import Part
@@ -49,6 +54,7 @@ LAST_TURN = "last turn"
 USER_TURNS = "all user turns"
 FULL_CONVERSATION = "full conversation"
 STUDENT = "student"
+RERANKED = "student, reranked"
 BASELINES = (LAST_TURN, USER_TURNS, FULL_CONVERSATION)
 
 
@@ -77,8 +83,9 @@ def evaluation_artifact(
     judged = _judged(queries, qrels)
     asked = [[query.query_id, query.depth, query.question, history_pairs(query)] for query in judged]
     data = fingerprint("judged-turns", 1, {"queries": asked, "qrels": [qrels[query.query_id] for query in judged]}, {})
+    second = config.evaluate.rerank
     settings = {
-        "evaluate": _settings(config.evaluate),
+        "evaluate": config.evaluate,
         "documents": document_encoder_settings(config.index.documents, config.student),
         "text": config.student.text,
     }
@@ -88,6 +95,8 @@ def evaluation_artifact(
         "student": student.fingerprint,
         **{f"rewrites:{name}": artifact.fingerprint for name, artifact in rewrites.items()},
     }
+    if second is not None:
+        inputs["reranker"] = model_identity(second.model, second.revision, MODEL_FILES, "evaluate.rerank.model")
     return Artifact(root, KIND, "test", fingerprint(KIND, FORMAT_VERSION, settings, inputs))
 
 
@@ -124,20 +133,14 @@ def evaluate(
     texts, counts = _teacher_texts(judged, rewrites)
     systems = _systems(judged, texts)
     parts = _searched_parts(config, ArtifactWriter(artifact), judged, systems, index, student)
+    if config.evaluate.rerank is not None:
+        parts += _reranked_parts(config.evaluate.rerank, ArtifactWriter(artifact), parts, judged, systems[-1], index)
+        systems.append(dataclasses.replace(systems[-1], name=RERANKED, role="reranked"))
     results = _results(artifact, parts, judged, systems)
     own_qrels = {query.query_id: qrels[query.query_id] for query in judged}
     metrics, scores = summarise(results, judged, own_qrels, config.evaluate, counts, left_out=len(queries) - len(judged))
     _commit(ArtifactWriter(artifact), parts, judged, own_qrels, results, metrics, scores)
     return artifact
-
-
-def _settings(config: EvaluateConfig) -> dict[str, Any]:
-    """Return what of the section counts; the exact engine is left out, so that evaluations made before engines keep their
-    fingerprint."""
-    settings: dict[str, Any] = result_fields(config)
-    if isinstance(config.engine, ExactEngine):
-        del settings["engine"]
-    return settings
 
 
 def load_metrics(evaluation: Artifact) -> Metrics:
@@ -186,7 +189,7 @@ def _teacher_texts(
 
 
 def _systems(judged: Sequence[ConversationalQuery], teachers: Mapping[str, tuple[str, ...]]) -> list[_System]:
-    taken = sorted({*BASELINES, STUDENT} & set(teachers))
+    taken = sorted({*BASELINES, STUDENT, RERANKED} & set(teachers))
     if taken:
         raise DataError(f"the teacher name {taken[0]!r} is the name of a system of every evaluation; rename the teacher")
     histories = [history_pairs(query) for query in judged]
@@ -248,6 +251,36 @@ def _searched_parts(
             done[part.name] = part
             advance(part.counters["turns"])
     return [done[_part_name(start, stop)] for start, stop in ranges]
+
+
+def _reranked_parts(
+    config: RerankConfig,
+    writer: ArtifactWriter,
+    parts: Sequence[Part],
+    judged: Sequence[ConversationalQuery],
+    student: _System,
+    index: IndexVersion,
+) -> list[Part]:
+    """Return the second stage's parts, one for each part of the first, reading again what is not there yet on Ray."""
+    finished = writer.finished()
+    done = {name: finished[name] for part in parts if (name := f"rerank-{part.name}") in finished}
+    specs, start = [], 0
+    for part in parts:
+        stop = start + int(part.counters["turns"])
+        if f"rerank-{part.name}" not in done:
+            query_ids = [query.query_id for query in judged[start:stop]]
+            texts = list(student.texts[start:stop])
+            name = f"rerank-{part.name}"
+            specs.append({"name": name, "part": part.to_json(), "query_ids": query_ids, "texts": texts})
+        start = stop
+    arguments = {"writer": writer, "index": index, "config": config, "system": student.name, "name": RERANKED}
+    with track("rerank", len(judged), "turns") as advance:
+        advance(sum(part.counters["turns"] for part in done.values()))
+        for receipt in map_shards(specs, RerankWorker, arguments, config.workers, "evaluate.rerank"):
+            made = Part.from_json(receipt)
+            done[made.name] = made
+            advance(made.counters["turns"])
+    return [done[f"rerank-{part.name}"] for part in parts]
 
 
 def _part_name(start: int, stop: int) -> str:

@@ -28,7 +28,7 @@ from raydistill.index.seismic import SeismicSearcher, open_approximate
 from raydistill.storage.artifacts import Artifact, ArtifactWriter
 from raydistill.storage.folders import fetch_folder
 
-_PART_SCHEMA = pa.schema(
+PART_SCHEMA = pa.schema(
     [
         ("system", pa.string()),
         ("query_id", pa.string()),
@@ -82,7 +82,7 @@ class QueryWorker:
             for system in spec["systems"]
             for query_id, text in zip(spec["query_ids"], system["texts"], strict=True)
         ]
-        content = parquet_bytes(pa.Table.from_pylist(rows, schema=_PART_SCHEMA))
+        content = parquet_bytes(pa.Table.from_pylist(rows, schema=PART_SCHEMA))
         turns = len(spec["query_ids"])
         return self._writer.put_part(spec["name"], content, ".parquet", rows=len(rows), counters={"turns": turns}).to_json()
 

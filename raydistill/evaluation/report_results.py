@@ -14,8 +14,9 @@ GROUPS = (
     ("baseline", "Without rewriting"),
     ("teacher", "Teachers (LLM rewrites)"),
     ("student", "Student (conversation only)"),
+    ("reranked", "Student, its first passages in the order of a cross-encoder"),
 )
-_ROLE_COLOURS = {"student": 0, "teacher": 1, "baseline": 2}
+_ROLE_COLOURS = {"student": 0, "teacher": 1, "baseline": 2, "reranked": 3}
 _SIGNIFICANT = 0.05
 
 ValueAt = Callable[[Mapping[str, Any]], Mapping[str, float]]

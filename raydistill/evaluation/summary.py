@@ -31,7 +31,7 @@ from raydistill.evaluation.measures import DepthBin, Scores, depth_bins, judged_
 from raydistill.evaluation.runs import Qrels, Run
 from raydistill.evaluation.significance import compare, holm, mean_interval
 
-Role = Literal["baseline", "teacher", "student"]
+Role = Literal["baseline", "teacher", "student", "reranked"]
 Metrics = dict[str, Any]
 
 FORMAT_VERSION = 1
@@ -50,7 +50,7 @@ class SystemResult:
         texts: the text that was encoded for each query.
         terms: int64 [Q], active terms of the query vector (L0).
         flops: float64 [Q], expected number of terms shared with a random passage (see `sparsity.query_flops`).
-        encode_ms, search_ms: float64 [Q], wall time of the query alone, in milliseconds.
+        encode_ms, search_ms: float64 [Q], wall time of the query alone, in milliseconds; a second stage's is in search_ms.
     """
 
     name: str
@@ -228,7 +228,7 @@ def systems_with_role(metrics: Metrics, role: str) -> list[Mapping[str, Any]]:
 
 
 def ordered_systems(metrics: Metrics) -> list[Mapping[str, Any]]:
-    """Return all systems: baselines, then teachers, then the student."""
+    """Return all systems: baselines, then teachers, then the student, then its second stage."""
     return [system for role in get_args(Role) for system in systems_with_role(metrics, role)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 from collections.abc import Mapping
@@ -13,8 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from raydistill.config import DistillConfig, ExactEngine, SeismicEngine
+from raydistill.config import DistillConfig, ExactEngine, RerankConfig, SeismicEngine
 from raydistill.conversations.records import Conversation, ConversationalQuery, ConversationSet, Turn
+from raydistill.conversations.text import full_conversation_text, history_pairs
 from raydistill.errors import DataError
 from raydistill.evaluation.evaluate import evaluate, evaluation_artifact, load_metrics
 from raydistill.evaluation.measures import score_run
@@ -22,15 +22,10 @@ from raydistill.evaluation.report import build_report
 from raydistill.evaluation.runs import read_run
 from raydistill.index.publish import IndexVersion
 from raydistill.index.search import open_searcher
+from raydistill.reranking.cross_encoder import CrossEncoder
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
 from raydistill.storage.folders import put_folder
-
-ANIMALS = ("otter", "badger", "heron", "lynx", "viper", "moose")
-TRAITS = {
-    "home": "lives in the forest near water",
-    "food": "eats fish and small roots",
-    "sleep": "sleeps during winter nights",
-}
+from tests.animal_world import ANIMALS, TRAITS, tiny_cross_encoder, tiny_student, write_corpus
 
 
 @dataclass(frozen=True)
@@ -62,42 +57,6 @@ def conversations() -> tuple[Conversation, ...]:
     return tuple(found)
 
 
-def tiny_student(folder: Path) -> None:
-    """Write a folder with a random two-layer masked language model over the words of the world."""
-    import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
-
-    text = " ".join([*TRAITS.values(), *ANIMALS, "tell me where the what food does it eat and when sleep lives home"])
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set(text.split()))]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=64,
-    )
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-    )
-    BertForMaskedLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def world(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> World:
     from raydistill.encoders.checkpoint import save_student
@@ -108,12 +67,7 @@ def world(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> World:
     from raydistill.teachers.pool import teach
 
     folder = tmp_path_factory.mktemp("world")
-    passages = [
-        {"_id": f"{animal}/{name}", "title": animal, "text": f"the {animal} {trait}"}
-        for animal in ANIMALS
-        for name, trait in TRAITS.items()
-    ]
-    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(each) + "\n" for each in passages).encode()))
+    write_corpus(folder / "corpus.jsonl.gz")
     judged = ConversationSet(conversations(), {}, "")
     queries = list(judged.queries())
     # The last animal's turns have no judgement.
@@ -299,6 +253,43 @@ def test_without_judgements_or_with_a_taken_name_it_stops(world: World) -> None:
         world.evaluate(qrels={"unknown": {"p": 1}})
     with pytest.raises(DataError, match="'student' is the name of a system"):
         world.evaluate(rewrites={"student": world.rewrites["full"]})
+
+
+def test_a_second_stage_is_a_row_of_its_own_beside_the_first(evaluation: Artifact, world: World, tmp_path: Path) -> None:
+    tiny_cross_encoder(tmp_path)
+    rerank = RerankConfig.model_validate({"model": str(tmp_path), "depth": 6, "query_tokens": 24, "max_tokens": 64})
+    config = world.config.model_copy(update={"evaluate": world.config.evaluate.model_copy(update={"rerank": rerank})})
+    second = world.evaluate(config=config)
+    assert second != evaluation
+    metrics = load_metrics(second)
+    before, after = load_metrics(evaluation)["systems"], metrics["systems"]
+    assert [system["name"] for system in after] == [*(system["name"] for system in before), "student, reranked"]
+    for one, other in zip(before, after, strict=False):
+        assert one["measures"] == other["measures"]
+    first, last = after[-2], after[-1]
+    assert (last["role"], last["flops"], last["terms"]) == ("reranked", first["flops"], first["terms"])
+    assert last["total_ms"]["p50"] > first["total_ms"]["p50"]
+    assert "student, reranked" in {each["system"] for each in metrics["comparisons"]}
+    assert "student, reranked" in build_report(config, metrics).html
+
+    student = read_run(str(second.fetch(second.part("run-05-student"))))
+    reranked = read_run(str(second.fetch(second.part("run-06-student-reranked"))))
+    encoder = CrossEncoder(rerank)
+    for query in world.queries:
+        if query.query_id in world.qrels:
+            ids = [passage for passage, _ in student.rankings[query.query_id]]
+            text = full_conversation_text(query.question, history_pairs(query))
+            texts = ["{0}\nthe {0} {1}".format(*_words_of(each)) for each in ids[:6]]
+            scores = dict(zip(ids, encoder.scores(text, texts), strict=False))
+            found = reranked.rankings[query.query_id]
+            assert {passage for passage, _ in found[:6]} == set(ids[:6])
+            assert [passage for passage, _ in found[6:]] == ids[6:]
+            np.testing.assert_allclose([score for _, score in found[:6]], sorted(scores.values(), reverse=True), atol=1e-4)
+
+
+def _words_of(passage_id: str) -> tuple[str, str]:
+    animal, name = passage_id.split("/")
+    return animal, TRAITS[name]
 
 
 def test_parts_hold_every_system_and_query_once(evaluation: Artifact, world: World) -> None:
