@@ -86,8 +86,8 @@ def read_whole(source: ConversationSource, reader: str, max_bad_rows: int) -> tu
     else:
         known = ", ".join(sorted(READERS))
         raise DataError(
-            f"there is no conversation reader {reader!r}; data.reader can be {known}, or a source has reader: huggingface and "
-            "a section dataset"
+            f"there is no conversation reader {reader!r}; data.reader can be {known}; or give a source "
+            "reader: huggingface and a section dataset"
         )
     if not file.conversations:
         empty = "no conversation" if not quarantine.rows else "no usable conversation"
