@@ -99,7 +99,8 @@ class ConversationSource(Section):
     judged_only: bool = False
     """Keep only conversations in which a turn is judged: files of queries often hold those of all splits."""
     persona: bool = False
-    """Let what is known of the user open every conversation, as what the user said first (reader ikat)."""
+    """Let what is known of the user open every conversation, as what the user said first (iKAT). Being the oldest utterance,
+    it is what truncation drops first, and student.text.utterance_words cuts it like any other."""
     release: Operational[ReleaseName | None] = None
     """Release that the file must be, by its numbers of conversations, turns and judged turns; None only warns of a file
     that is nearly a known release, or an old one."""

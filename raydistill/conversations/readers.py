@@ -84,7 +84,11 @@ def read_whole(source: ConversationSource, reader: str, max_bad_rows: int) -> tu
     elif reader in READERS:
         file = READERS[reader](source.conversations, quarantine)
     else:
-        raise DataError(f"there is no conversation reader {reader!r}; data.reader can be {', '.join(sorted(READERS))}")
+        known = ", ".join(sorted(READERS))
+        raise DataError(
+            f"there is no conversation reader {reader!r}; data.reader can be {known}; or give a source "
+            "reader: huggingface and a section dataset"
+        )
     if not file.conversations:
         empty = "no conversation" if not quarantine.rows else "no usable conversation"
         raise DataError(f"{file.uri}: holds {empty}; check the path and data.reader")

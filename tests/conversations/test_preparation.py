@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from formats import FORMATS, topiocqa
 
 from raydistill.cli import main
 from raydistill.config import ConversationSource, CorpusConfig, DatasetConfig, PrepareConfig, TurnColumns
@@ -20,9 +21,6 @@ from raydistill.conversations.readers import read_conversations
 from raydistill.conversations.records import ConversationSet
 from raydistill.errors import ConfigError, DataError
 from raydistill.preparation import Prepared, prepare, published
-
-sys.path.insert(0, str(Path(__file__).parent / "conversations"))
-from formats import FORMATS, topiocqa
 
 QUERIES = {
     "beir": '{"_id": "301", "text": "organized crime"}\n{"_id": "302", "text": "b"}\n',
