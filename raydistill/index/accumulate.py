@@ -1,8 +1,8 @@
 """The compiled loops that compute scores: over postings, term by term, and of single passages from forward vectors.
 
-They know arrays only; `search` gives them segments and queries. Every score that is returned is a float32 sum over the query's
-terms in ascending order of query weight * impact, whether it is taken from postings or from forward vectors: the two
-are equal to the bit.
+They know arrays only; `search` gives them segments and queries. Every score that is returned is a float32 sum over the
+query's terms in ascending order of query weight * impact, whether it is taken from postings or from forward vectors: the
+two are equal to the bit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydistill.index.compiled import compiled, trailing_zeros
-from raydistill.index.heaps import offer
+from raydistill.index.heaps import keep_best, make_heap
 from raydistill.index.postings import BLOCK
 
 SMALLEST = np.float32(2.0**-149)  # float32 above 0
@@ -42,6 +42,15 @@ class SegmentArrays(NamedTuple):
     term_lows: NDArray[np.uint8]
     pages: int
     codes: NDArray[Any]
+
+
+@compiled
+def first_fault(terms, weights, vocabulary_size):  # type: ignore[no-untyped-def]
+    """Return the position of the first entry whose term or weight the loops cannot take, -1 when there is none."""
+    for place in range(len(terms)):
+        if terms[place] < 0 or terms[place] >= vocabulary_size or not 0 < weights[place] < np.inf:
+            return place
+    return -1
 
 
 @compiled
@@ -121,11 +130,19 @@ def any_reaches(values, start, level):  # type: ignore[no-untyped-def]
 
 @compiled
 def collect(accumulators, size, first_passage, allowed, scores, passages, filled):  # type: ignore[no-untyped-def]
-    """Offer all passages with a score to a heap, set their accumulators to 0, and return how many the heap holds.
+    """Put the passages with a score into a heap, set their accumulators to 0, and return how many the heap holds.
 
     accumulators: float32, whole blocks, those beyond `size` 0.
+
+    Passages gather in a buffer of twice the heap's size, which is cut to the best k whenever it is full: less work than to
+    keep a large heap in order all the time.
     """
     k = len(scores)
+    room = 2 * k + BLOCK
+    best_scores = np.empty(room, dtype=np.float32)
+    best_passages = np.empty(room, dtype=np.int64)
+    best_scores[:filled] = scores[:filled]
+    best_passages[:filled] = passages[:filled]
     level = SMALLEST
     if filled == k:
         # Equal to the worst is still of interest: a segment visited later may hold lower passage numbers.
@@ -135,10 +152,20 @@ def collect(accumulators, size, first_passage, allowed, scores, passages, filled
             for passage in range(start, start + BLOCK):
                 score = accumulators[passage]
                 if score >= level and is_allowed(allowed, passage):
-                    filled = offer(scores, passages, filled, score, first_passage + passage)
-                    if filled == k:
-                        level = max(SMALLEST, scores[0])
+                    best_scores[filled] = score
+                    best_passages[filled] = first_passage + passage
+                    filled += 1
+            if filled > room - BLOCK:
+                keep_best(best_scores, best_passages, filled, k)
+                filled = k
+                level = max(SMALLEST, best_scores[:k].min())
         accumulators[start : start + BLOCK] = 0.0
+    if filled > k:
+        keep_best(best_scores, best_passages, filled, k)
+        filled = k
+    scores[:filled] = best_scores[:filled]
+    passages[:filled] = best_passages[:filled]
+    make_heap(scores, passages, filled)
     return filled
 
 

@@ -5,9 +5,9 @@ first use, through the local cache, each verified by its own SHA-256 (the manife
 sections). A local run root is mapped in place, and nothing is copied.
 
 Bounds. Disk: 24 bytes a passage and, at f16 impacts, 3.1 bytes a posting of the segments touched (30,522 terms; one byte a
-passage more for each 2,048 further ones); postings, half of a segment, never come. The cache evicts beyond its bound, but a mapped section keeps its space
-until the process ends, so a cache smaller than the forward sections in use does not save disk. Memory: mapped pages, which
-the kernel drops when it needs them, and the vectors returned.
+passage more for each 2,048 further ones); postings, half of a segment, never come. The cache evicts beyond its bound, but
+a mapped section keeps its space until the process ends, so a cache smaller than the forward sections in use does not save
+disk. Memory: mapped pages, which the kernel drops when it needs them, and the vectors returned.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import DataError
-from raydistill.index.accumulate import score_pairs
+from raydistill.index.accumulate import first_fault, score_pairs
 from raydistill.index.explain import Explanation, explain
 from raydistill.index.filters import PassageFilter
 from raydistill.index.forward import gathered, owning_segments
@@ -31,7 +31,7 @@ from raydistill.index.heaps import sort_heap
 from raydistill.index.passage_masks import Mask, members
 from raydistill.index.postings import BLOCK, blocks_of
 from raydistill.index.segment import Segment
-from raydistill.index.skipping import NEVER, USUAL, SkippingCosts, search_segment
+from raydistill.index.skipping import NEVER, USUAL, SkippingCosts, approximate_costs, search_segment
 from raydistill.index.tombstones import live_mask
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ class Searcher:
         self.allowed = tuple(allowed[position] for position in order)
         self.first_passages = np.asarray(first_passages, dtype=np.int64)[order]
         self._ends = self.first_passages + [segment.passages for segment in self.segments]
+        self._starts: list[int] = self.first_passages.tolist()
+        self._size = sum(segment.passages for segment in self.segments)
         if np.any(self.first_passages[1:] < self._ends[:-1]):
             raise DataError("the passage numbers of two segments overlap; the index manifest is inconsistent")
         self.vocabulary_size = sizes[0]
@@ -133,38 +135,58 @@ class Searcher:
     @property
     def passages(self) -> int:
         """Number of passages in the collection, deleted ones included."""
-        return sum(segment.passages for segment in self.segments)
+        return self._size
 
-    def search(self, queries: SparseBatch, k: int, allowed: PassageFilter | None = None) -> SearchResult:
+    def search(
+        self, queries: SparseBatch, k: int, approximate: float | None = None, allowed: PassageFilter | None = None
+    ) -> SearchResult:
         """Return the k best passages of every query by exact score.
 
-        Only passages that share a term with the query are found, and only those that `allowed` passes (None: any). Of equal
-        scores the lower passage number comes first.
+        Only passages that share a term with the query are found. Of equal scores the lower passage number comes first.
+
+        Args:
+            approximate: None for the exact result. Else in [0, 1): what share of its upper bound a term that is not read
+                counts for. The lower, the fewer postings are read and the more of the best passages are lost; scores of
+                those found are exact. Recall is a matter of the data: benchmarks/search.py measures it.
+            allowed: the passages that may be found; None for any.
         """
-        return self.measured_search(queries, k, allowed=allowed)[0]
+        return _sorted_result(self._searched(queries, k, self._costs_of(approximate), allowed), k)
 
     def measured_search(
-        self, queries: SparseBatch, k: int, exhaustive: bool = False, allowed: PassageFilter | None = None
+        self,
+        queries: SparseBatch,
+        k: int,
+        exhaustive: bool = False,
+        approximate: float | None = None,
+        allowed: PassageFilter | None = None,
     ) -> tuple[SearchResult, SearchCost]:
         """Return what `search` returns, and what was read for it; `exhaustive` reads all postings of the query's terms."""
+        heaps = self._searched(queries, k, NEVER if exhaustive else self._costs_of(approximate), allowed)
+        frequency = np.zeros(queries.nnz, dtype=np.int64)
+        for segment in self.segments:
+            frequency += segment.document_frequency[queries.term_ids]
+        running = np.concatenate([[0], np.cumsum(frequency)])
+        matching = running[queries.indptr[1:]] - running[queries.indptr[:-1]]
+        return _sorted_result(heaps, k), SearchCost(matching, heaps.touched[:, 0], heaps.touched[:, 1])
+
+    def _costs_of(self, approximate: float | None) -> SkippingCosts:
+        if approximate is None:
+            return self.costs
+        if not 0.0 <= approximate < 1.0:
+            raise DataError(
+                f"approximate is {approximate}; give a share from 0 up to but not 1, or None for the exact result"
+            )
+        return approximate_costs(self.costs, approximate)
+
+    def _searched(self, queries: SparseBatch, k: int, costs: SkippingCosts, allowed: PassageFilter | None) -> _Heaps:
         self._check_queries(queries)
         if k < 1:
             raise DataError(f"k is {k}; ask for at least one passage")
         width = min(k, self.passages)
-        heaps = self._searched(queries, width, NEVER if exhaustive else self.costs, self._masks(allowed))
-        result = _sorted_result(heaps, k)
-        frequency = sum(
-            (segment.document_frequency[queries.term_ids].astype(np.int64) for segment in self.segments),
-            np.zeros(queries.nnz, dtype=np.int64),
-        )
-        running = np.concatenate([[0], np.cumsum(frequency)])
-        matching = running[queries.indptr[1:]] - running[queries.indptr[:-1]]
-        return result, SearchCost(matching, heaps.touched[:, 0].copy(), heaps.touched[:, 1].copy())
-
-    def _searched(self, queries: SparseBatch, width: int, costs: SkippingCosts, masks: Sequence[Mask | None]) -> _Heaps:
         heaps = _Heaps(len(queries), width)
         if not width or not len(queries):
             return heaps
+        masks = self._masks(allowed)
         everywhere = range(len(self.segments))
         if len(queries) >= self.threads or len(self.segments) == 1:
             # Queries differ in cost: a thread takes the next few when it is free.
@@ -196,7 +218,7 @@ class Searcher:
             search_segment(
                 segment.arrays,
                 segment.passages,
-                int(self.first_passages[position]),
+                self._starts[position],
                 masks[position],
                 queries.indptr,
                 queries.term_ids,
@@ -339,9 +361,10 @@ class Searcher:
                 f"queries are over {queries.vocabulary_size} terms but the index over {self.vocabulary_size}; "
                 "encode them with the vocabulary the index was built with"
             )
-        if queries.nnz and (queries.term_ids.min() < 0 or queries.term_ids.max() >= self.vocabulary_size):
+        fault = first_fault(queries.term_ids, queries.weights, self.vocabulary_size)
+        if fault >= 0 and not 0 <= queries.term_ids[fault] < self.vocabulary_size:
             raise DataError(f"a query has a term id outside the vocabulary of {self.vocabulary_size} terms")
-        if queries.nnz and not (queries.weights.min() > 0 and np.isfinite(queries.weights.max())):
+        if fault >= 0:
             raise DataError("query weights must be finite and > 0; the query encoder gave others")
 
 

@@ -24,16 +24,16 @@ passages, G = ceil(V / 256) pages of terms, E >= N posting entries:
     posting_impacts     same type [E]; by term, then passage; 0 in a bridge
     term_lows           U8 [N]        term & 255, forward order, ascending by term within a passage
     gap_lows            U8 [E]        gap & 255 of every posting entry; by term, then passage
-    gap_extras          U8            gap >> 8 of terms of 12 and 16 bits: half a byte each (the first of two in the low half;
-                                      a term begins with a byte of its own), or a byte each; one term after another
+    gap_extras          U8            gap >> 8 of terms of 12 and 16 bits: half a byte each (the first of two in the low
+                                      half; a term begins with a byte of its own), or a byte each; term after term
     gap_bits            U8 [V]        8, 12 or 16: of the term's gaps
     block_maxima        U8 [D, B]     of term block_terms[d] in passages 64 * b to 64 * b + 63 no impact exceeds
                                       block_maxima[d, b] / 255 * term_maxima; 0 where there is none
     id_bytes            U8            UTF-8 of all passage ids, joined without separators
 
-The e-th posting entry of a term belongs to the passage that is the sum of its gaps 0..e. A gap of more bits than the term has
-is bridged by entries of the largest gap and impact 0, which belong to no posting (see `postings`). (A wider `impacts` moves up
-among the arrays of its width; the header gives every offset.)
+The e-th posting entry of a term belongs to the passage that is the sum of its gaps 0..e. A gap of more bits than the term
+has is bridged by entries of the largest gap and impact 0, which belong to no posting (see `postings`). (A wider `impacts`
+moves up among the arrays of its width; the header gives every offset.)
 
 The header's `__metadata__`, strings as safetensors asks: format "raydistill-segment", format_version "3", passages, postings
 (N), vocabulary_size, impacts ("f32", "f16" or "u8"), scale, block ("64"). The impact of a stored value is value * scale in

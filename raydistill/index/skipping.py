@@ -7,6 +7,10 @@ the k-th best score. A passage whose partial score and bound stay below it is ou
 scores are taken from the forward vectors, and the postings of the remaining terms, mostly frequent and light ones, are never
 read. (MaxScore, on accumulators, with block maxima.)
 
+An approximate search does the same in two steps that are less careful: only a share of each bound counts, so the first step
+reads fewer terms and leaves fewer candidates, and some passages that belong to the best k are lost; the second step is
+exact.
+
 Why the result equals the exhaustive one to the bit: scores come from `exact_score`, and a passage is left out only when its
 bound lies below the floor by more than rounding can explain. Bounds are float32 sums of at most 2n additions of n terms,
 each within 2^-24 of what the sum of all terms' maxima can be: `slack` covers them. Partial and exact scores are sums of the
@@ -35,17 +39,25 @@ _INFLATION = np.float32(1.0 + 2.0**-20)
 class SkippingCosts(NamedTuple):
     """When skipping is tried and when it stops; results do not depend on it.
 
-    fewest: postings of the query in the segment; with fewer, an exhaustive pass is a matter of microseconds. each: postings for
-    each of the k; with fewer, bounds seldom pay. vector: an exact score from a forward vector takes as long as so many postings.
+    fewest: postings of the query in the segment; with fewer, an exhaustive pass is a matter of microseconds. each:
+    postings for each of the k; with fewer, bounds seldom pay. vector: an exact score from a forward vector takes as long
+    as so many postings. share: of what unread terms can add at most that counts; 1 is safe, less is approximate.
     """
 
     fewest: int
     each: int
     vector: int
+    share: float = 1.0
 
 
-USUAL = SkippingCosts(fewest=20_000, each=2_000, vector=150)
+USUAL = SkippingCosts(fewest=150_000, each=8_000, vector=150)
 NEVER = SkippingCosts(fewest=2**62, each=0, vector=0)
+
+
+def approximate_costs(exact: SkippingCosts, share: float) -> SkippingCosts:
+    """Return the costs of a search in two steps: candidates by part of the terms, then their exact scores."""
+    # Fewer candidates are left, so it pays for fewer postings and larger k.
+    return SkippingCosts(exact.fewest // 10, exact.each // 2, exact.vector, share)
 
 
 @compiled
@@ -95,7 +107,7 @@ def search_segment(  # type: ignore[no-untyped-def]
                 continue
             found = _bounded(
                 lists,
-                costs.vector,
+                costs,
                 passages_here,
                 first_passage,
                 allowed,
@@ -122,7 +134,7 @@ def search_segment(  # type: ignore[no-untyped-def]
 @compiled
 def _bounded(  # type: ignore[no-untyped-def]
     lists,
-    vector_cost,
+    costs,
     size,
     first_passage,
     allowed,
@@ -150,7 +162,7 @@ def _bounded(  # type: ignore[no-untyped-def]
     for place in range(count):
         at = lists.block_places[terms[place]]
         if at >= 0:
-            _raise(bounds, lists.block_maxima[at], _unit(lists, terms[place], weights[place]), blocks)
+            _raise(bounds, lists.block_maxima[at], costs.share * _unit(lists, terms[place], weights[place]), blocks)
     floor = np.float64(scores[0]) if filled == k else 0.0
     best_scores = np.empty(k, dtype=np.float32)
     best_passages = np.empty(k, dtype=np.int64)
@@ -164,27 +176,33 @@ def _bounded(  # type: ignore[no-untyped-def]
         if at < 0:
             continue
         still_open = _lower(
-            bounds, lists.block_maxima[at], _unit(lists, term, weights[order[step]]), blocks, floor * margin - slack
+            bounds,
+            lists.block_maxima[at],
+            costs.share * _unit(lists, term, weights[order[step]]),
+            blocks,
+            floor * margin - slack,
         )
         if step + 1 == count:
             break
-        if read < next_check or (floor > 0.0 and still_open * BLOCK * vector_cost > entries):
+        if read < next_check or (floor > 0.0 and still_open * BLOCK * costs.vector > entries):
             continue
         next_check = int(read * _NEXT_CHECK)
-        if not checked or still_open * BLOCK * vector_cost > read:
+        if not checked or still_open * BLOCK * costs.vector > read:
             checked = True
-            reached = _floor(lists, blocks, allowed, accumulators, dense_query, best_scores, best_passages, touched)
+            reached = _floor(
+                lists, blocks, allowed, accumulators, dense_query, best_scores, best_passages, touched, costs.share
+            )
             floor = max(floor, reached)
         following = terms[order[step + 1]]
         affordable = 2 * (lists.entry_offsets[following + 1] - lists.entry_offsets[following])
         left = _possible(accumulators, bounds, blocks, floor * margin - slack)
-        if floor > 0.0 and left * vector_cost <= affordable:
+        if floor > 0.0 and left * costs.vector <= affordable:
             break
     touched[0] += read
     result = -1
     if floor == 0.0:
-        floor = _floor(lists, blocks, allowed, accumulators, dense_query, best_scores, best_passages, touched)
-    if floor > 0.0 and _possible(accumulators, bounds, blocks, floor * margin - slack) * vector_cost <= entries:
+        floor = _floor(lists, blocks, allowed, accumulators, dense_query, best_scores, best_passages, touched, costs.share)
+    if floor > 0.0 and _possible(accumulators, bounds, blocks, floor * margin - slack) * costs.vector <= entries:
         result = _finish(
             lists,
             size,
@@ -257,7 +275,7 @@ def _possible(accumulators, bounds, blocks, threshold):  # type: ignore[no-untyp
 
 
 @compiled
-def _floor(lists, blocks, allowed, accumulators, dense_query, best_scores, best_passages, touched):  # type: ignore[no-untyped-def]
+def _floor(lists, blocks, allowed, accumulators, dense_query, best_scores, best_passages, touched, share):  # type: ignore[no-untyped-def]
     """Return a lower bound of the k-th best score of the segment, 0 when fewer than k passages have a score so far."""
     k = len(best_scores)
     level = SMALLEST
@@ -271,6 +289,9 @@ def _floor(lists, blocks, allowed, accumulators, dense_query, best_scores, best_
                         level = max(SMALLEST, best_scores[0])
     if filled < k:
         return 0.0
+    if share < 1.0:
+        # These k passages themselves must reach what an approximate search asks for.
+        return np.float64(level)
     lowest = np.inf
     for place in range(k):
         row = best_passages[place]

@@ -1,10 +1,10 @@
 """Term ids in 10 to 11 bits each: low bytes apart, high bits in unary (Elias-Fano). Plain NumPy, but for the encoder.
 
-A vocabulary of V terms is cut into `pages` of 256. Of the N entries in forward order, `term_lows` holds term & 255. Passage r
-with entries row_offsets[r]:row_offsets[r + 1] owns the bits row_offsets[r] + r * pages up to row_offsets[r + 1] +
-(r + 1) * pages of `term_highs`; bit b is bit b & 63 of word b >> 6. Among them, the j-th entry of the passage (from 0) sets the
-one at j + (term >> 8); so every page ends with a zero. That takes 8 + 1 + pages * P / N bits an entry: 10 for 120 of
-30,522 terms.
+A vocabulary of V terms is cut into `pages` of 256. Of the N entries in forward order, `term_lows` holds term & 255.
+Passage r with entries row_offsets[r]:row_offsets[r + 1] owns the bits row_offsets[r] + r * pages up to row_offsets[r + 1]
++ (r + 1) * pages of `term_highs`; bit b is bit b & 63 of word b >> 6. Among them, the j-th entry of the passage (from 0)
+sets the one at j + (term >> 8); so every page ends with a zero. That takes 8 + 1 + pages * P / N bits an entry: 10 for
+120 of 30,522 terms.
 """
 
 from __future__ import annotations

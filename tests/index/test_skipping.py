@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raydistill.encoders.batch import SparseBatch
+from raydistill.errors import DataError
 from raydistill.index.passage_masks import mask_without
 from raydistill.index.search import Searcher, SearchResult
 from raydistill.index.segment import Segment, write_segment
@@ -207,3 +208,28 @@ def test_threads_share_a_batch_and_the_segments_of_a_single_query(tmp_path):
         one = searcher.search(queries.select([7]), 20)
         np.testing.assert_array_equal(one.passages[0], expected.passages[7])
         np.testing.assert_array_equal(one.scores[0], expected.scores[7])
+
+
+def test_an_approximate_search_reads_less_fills_k_and_scores_exactly(tmp_path):
+    rng = np.random.default_rng(9)
+    vectors = skewed(rng, 6000, 400, 25)
+    queries = questions(rng, vectors, 20, 6)
+    searcher = searcher_of(tmp_path, [vectors.select(range(3000)), vectors.select(range(3000, 6000))])
+    exact, safe = searcher.measured_search(queries, 10)
+    recalls = []
+    for share in (0.0, 0.3, 0.9):
+        found, cost = searcher.measured_search(queries, 10, approximate=share)
+        assert np.all(found.passages >= 0)
+        for row, passages in enumerate(found.passages):
+            [scores] = searcher.scores(queries.select([row]), [passages])
+            np.testing.assert_array_equal(found.scores[row], scores)
+            assert np.all(np.diff(scores) <= 0)
+        pairs = zip(found.passages, exact.passages, strict=True)
+        recalls.append(np.mean([len(np.intersect1d(*pair)) / 10 for pair in pairs]))
+        read = cost.postings.sum() + cost.vector_entries.sum()
+        assert share > 0.0 or read < safe.postings.sum() + safe.vector_entries.sum()
+    assert recalls[0] > 0.3
+    assert recalls[0] <= recalls[-1]
+    assert recalls[-1] > 0.95
+    with pytest.raises(DataError, match=r"approximate is 1\.0"):
+        searcher.search(queries, 10, approximate=1.0)
