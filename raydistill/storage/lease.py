@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import socket
 import threading
 import time
@@ -43,6 +44,7 @@ LEASE_KEY = "_lease.json"
 LEASE_SECONDS = 120.0
 SETTLE_SECONDS = 5.0
 _RENEWALS = 4
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -117,30 +119,37 @@ def writing(root: str, single: bool, purpose: str) -> AbstractContextManager[obj
 
 
 def _take(store: ObjectStore, purpose: str, seconds: float, settle_seconds: float) -> LeaseHolder:
-    began = time.monotonic()
+    took = 0.0
+    for _ in range(_TRIES):
+        mine, took = _wrote(store, purpose, seconds)
+        if took <= settle_seconds / 2:
+            time.sleep(settle_seconds)
+            found = lease_holder(store)
+            if found != mine:
+                raise _taken(store, "another run" if found is None else str(found))
+            logger.info("lease of %s taken, number %d", store.root, mine.token)
+            return mine
+        # Others may have looked meanwhile, and rely on a write to take less than they wait.
+        if lease_holder(store) == mine:
+            store.delete(LEASE_KEY)
+        time.sleep(random.uniform(0, settle_seconds))
+    raise StorageError(
+        f"{store.root}: the lease could not be taken, since the store took {took:.1f} s to answer; run again when it is "
+        "faster"
+    )
+
+
+def _wrote(store: ObjectStore, purpose: str, seconds: float) -> tuple[LeaseHolder, float]:
+    """Look, write the lease if it is free, and return what was written and the seconds from the look on."""
     before = lease_holder(store)
     if before is not None:
         _refuse_the_living(store, before, seconds)
-        began = time.monotonic()
-        if lease_holder(store) != before:
-            raise _taken(store, "another run that starts at the same time")
+    began = time.monotonic()
+    if lease_holder(store) != before:
+        raise _taken(store, "another run that starts at the same time")
     mine = LeaseHolder(uuid.uuid4().hex, purpose, socket.gethostname(), os.getpid(), before.token + 1 if before else 1)
     store.replace(LEASE_KEY, sealed(_fields(mine)))
-    took = time.monotonic() - began
-    if took > settle_seconds / 2:
-        # Others may have looked meanwhile and relied on a write to take less than they wait.
-        if lease_holder(store) == mine:
-            store.delete(LEASE_KEY)
-        raise StorageError(
-            f"{store.root}: the lease could not be taken, since the store took {took:.1f} s to answer; run again when it "
-            "is faster"
-        )
-    time.sleep(settle_seconds)
-    found = lease_holder(store)
-    if found != mine:
-        raise _taken(store, "another run" if found is None else str(found))
-    logger.info("lease of %s taken, number %d", store.root, mine.token)
-    return mine
+    return mine, time.monotonic() - began
 
 
 def _refuse_the_living(store: ObjectStore, holder: LeaseHolder, seconds: float) -> None:

@@ -20,7 +20,7 @@ import pytest
 from raydistill.cli import main
 from raydistill.errors import StorageError
 from raydistill.index.publish import current_version
-from raydistill.storage import lease, leased
+from raydistill.storage import leased
 from raydistill.storage.hashing import sealed
 from raydistill.storage.lease import LEASE_KEY, lease_holder, lease_variables, single_writer
 from raydistill.storage.probe import check_root
@@ -30,7 +30,7 @@ from tests.conftest import free_port
 from tests.small_world import arguments, environment, small_world
 from tests.upkeep.root_world import build_index, keys, make_artifact
 
-SETTLE = 1.0
+SETTLE = 2.0
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_one_writer_works_and_leaves_a_sound_root(blind_root: str) -> None:
 _SECOND_WRITER = """
 import sys
 from raydistill.storage.lease import single_writer
-with single_writer(sys.argv[1], "second", settle_seconds=1.0):
+with single_writer(sys.argv[1], "second", settle_seconds=2.0):
     print("taken")
 """
 
@@ -133,7 +133,7 @@ def test_a_second_writer_is_refused_until_the_first_ends(blind_root: str) -> Non
 
 def test_of_several_who_start_at_once_at_most_one_gets_it(blind_root: str) -> None:
     variables = {name: value for name, value in environment().items() if name != LEASE_VARIABLE}
-    hold = _SECOND_WRITER.replace('print("taken")', 'print("taken"); import time; time.sleep(8)').replace("1.0", "6.0")
+    hold = _SECOND_WRITER.replace('print("taken")', 'print("taken"); import time; time.sleep(8)').replace("2.0", "6.0")
     command = [sys.executable, "-c", hold, blind_root]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     runs = [subprocess.Popen(command, env=variables, **pipes) for _ in range(5)]  # type: ignore[call-overload]
@@ -156,16 +156,23 @@ def test_the_lease_of_a_dead_writer_runs_out(blind_root: str) -> None:
     ):
         pass
     time.sleep(2)
-    with single_writer(blind_root, "heir", seconds=1.5, settle_seconds=SETTLE) as heir:
+    with single_writer(blind_root, "heir", seconds=1.0, settle_seconds=SETTLE) as heir:
         assert heir.token == 2
 
 
-def test_a_living_writer_keeps_its_lease(blind_root: str) -> None:
+def test_a_living_writer_renews_its_lease(blind_root: str) -> None:
+    store = plain_store(blind_root)
     with single_writer(blind_root, "one", seconds=4.0, settle_seconds=SETTLE) as holder:
-        time.sleep(6)
-        assert lease_holder(plain_store(blind_root)) == holder
-        with pytest.raises(StorageError, match="held by one"):
-            lease._refuse_the_living(plain_store(blind_root), holder, 4.0)
+        taken = store.info(LEASE_KEY)
+        assert taken is not None
+        for _ in range(300):
+            now = store.info(LEASE_KEY)
+            assert now is not None
+            if now.modified > taken.modified:
+                break
+            time.sleep(0.2)
+        assert now.modified > taken.modified
+        assert lease_holder(store) == holder
 
 
 def test_a_writer_that_lost_its_lease_publishes_nothing_more(blind_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
