@@ -107,13 +107,17 @@ class EngineActor:
                     "tensor_parallel_size or workers.actors, or add nodes"
                 )
             alone = self._bundles[0] if len(self._bundles) == 1 else {}
-            self._actor = _Host.options(
-                num_cpus=alone.get("CPU", 0),
-                num_gpus=alone.get("GPU", 0),
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
-                ),
-            ).remote(self._make)
+            self._actor = (
+                ray.remote(_Host)
+                .options(
+                    num_cpus=alone.get("CPU", 0),
+                    num_gpus=alone.get("GPU", 0),
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(
+                        self._group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
+                    ),
+                )
+                .remote(self._make)
+            )
         except BaseException:
             self.close()
             raise
@@ -145,7 +149,6 @@ def require_places(replicas: int, gpus: int, teacher: str) -> None:
         )
 
 
-@ray.remote
 class _Host:
     """The actor's side. Errors of ours travel as data, since Ray would wrap them into its own."""
 
