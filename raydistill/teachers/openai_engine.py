@@ -158,9 +158,9 @@ class OpenAiEngine:
         made = _run(batch.answers(requests))
         return made, batch.stopped
 
-    def redacted(self, text: str) -> str:
-        """Return a text without the API key in it."""
-        return text.replace(self._api_key, "***") if self._api_key else text
+    def redacted(self, content: bytes) -> bytes:
+        """Return an answer without the API key in it, before anything is cut out of it."""
+        return content.replace(self._api_key.encode(), b"***") if self._api_key else content
 
     def session(self) -> aiohttp.ClientSession:
         """Return a new HTTP session; only inside an event loop."""
@@ -223,12 +223,12 @@ class _Batch:
                     return await self._attempt(session, request)
                 except EndpointError as error:
                     self._stop(str(error), "correct base_url, model or key, and resubmit; what it answered is kept")
-                    return _Failed(Failure.ENGINE_ERROR, self._engine.redacted(str(error)))
+                    return _Failed(Failure.ENGINE_ERROR, str(error))
                 except PromptError as error:
                     self._engine.done(request.tokens)
-                    return _Failed(Failure.ENGINE_ERROR, self._engine.redacted(str(error)))
+                    return _Failed(Failure.ENGINE_ERROR, str(error))
                 except TransientError as error:
-                    failed = _Failed(error.failure, self._engine.redacted(str(error)))
+                    failed = _Failed(error.failure, str(error))
                     if attempt < self._engine.patience.retries:
                         await self._wait(attempt, error)
             if self._engine.given_up():
@@ -243,7 +243,10 @@ class _Batch:
         try:
             async with session.post(self._url, data=json.dumps(request.body), allow_redirects=False) as response:
                 answering = True
-                content = await response.read()
+                content = self._engine.redacted(await response.read())
+        except aiohttp.ConnectionTimeoutError:
+            limit = self._engine.patience.connect_timeout_s
+            raise TransientError(Failure.TIMEOUT, f"no connection within {limit:g} s") from None
         except asyncio.TimeoutError:
             raise TransientError(Failure.TIMEOUT, f"no answer within {self._engine.patience.answer_timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -257,16 +260,16 @@ class _Batch:
         return made
 
     async def _wait(self, attempt: int, error: TransientError) -> None:
-        """Wait before another try: as long as the server asked for, together with all others, or longer each time."""
+        """Wait before another try: longer each time, or as long as the server asked for, together with all others."""
+        longest = min(self._engine.patience.first_wait_s * 2**attempt, _LONGEST_WAIT_S)
         if error.wait_s is not None:
             self._engine.hold(min(error.wait_s, _LONGEST_ASKED_WAIT_S))
-            return
-        longest = min(self._engine.patience.first_wait_s * 2**attempt, _LONGEST_WAIT_S)
+            if error.wait_s >= longest:
+                return
         await self._engine.clock.sleep(longest * random.uniform(0.5, 1.0))
 
     def _stop(self, detail: str, fix: str) -> None:
-        reason = self._engine.redacted(detail)
-        self.stopped = f"{self._url} ({self._engine.wording.model}): {reason}: {fix}"
+        self.stopped = f"{self._url} ({self._engine.wording.model}): {detail}: {fix}"
 
 
 def api_key_of(variable: str | None, teacher: str) -> str | None:

@@ -248,6 +248,20 @@ def test_the_key_goes_into_the_header_alone(monkeypatch: pytest.MonkeyPatch) -> 
         api_key_of("TEACHER_KEY", "t")
 
 
+def test_a_key_that_is_repeated_is_struck_out_even_where_the_message_is_cut() -> None:
+    with serving(lambda prompt, before: status(400, "." * int(prompt) + KEY)) as endpoint:
+        answers = engine(endpoint.url, key=KEY).generate([str(n) for n in (0, 270, 285, 290)], GREEDY)
+    assert "***" in answers[0].detail
+    assert not any("sk-" in answer.detail for answer in answers)
+
+
+def test_a_server_that_asks_for_no_wait_is_given_time_all_the_same() -> None:
+    with serving(lambda prompt, before: status(429, headers={"Retry-After": "0"})) as endpoint:
+        tested = engine(endpoint.url, retries=4)
+        tested.generate(["x"], GREEDY)
+    assert [most / 2 <= wait <= most for wait, most in zip(tested.clock.waits, [1, 2, 4, 8], strict=True)] == [True] * 4
+
+
 def test_an_endpoint_is_checked_before_a_run() -> None:
     with serving(echo) as endpoint:
         check_endpoint(endpoint.url, MODEL, KEY, "t")
