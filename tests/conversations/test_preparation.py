@@ -157,6 +157,28 @@ def test_a_file_that_all_parts_share_is_split_by_its_judgements(tmp_path: Path) 
     assert [(each.part, each.counts["queries"], each.counts["judged"]) for each in parts] == [("dev", 1, 1), ("test", 2, 2)]
 
 
+def test_a_data_set_without_a_layout_is_described_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text('{"ask": "q1?"}\n{"ask": ""}\n')
+    (tmp_path / "prepare.yaml").write_text(
+        "dataset: own\nto: here\nconversations:\n  train:\n    reader: huggingface\n    conversations: set\n"
+        "    dataset: {columns: {question: ask}}\n"
+    )
+    command = ["prepare", "--config", str(tmp_path / "prepare.yaml")]
+    assert main(command) == 1
+    assert "row 2: field 'ask' is empty" in capsys.readouterr().err.replace("\n", "")
+    assert main([*command, "--max-bad-rows", "1", "--to", str(tmp_path / "there")]) == 0
+    assert "1 conversations, 1 queries, 0 judged, 1 quarantined" in capsys.readouterr().out
+    assert [each.question for each in read(f"{tmp_path}/there/datasets/own/train.json").queries()] == ["q1?"]
+    for arguments, sentence in (
+        ([*command, "--from", "x"], "--from is where the files of --dataset are"),
+        (["prepare", "--dataset", "beir", "--to", "x"], "--dataset needs --from"),
+        ([*command, "conversations.train.name=a"], "name, split and persona are for who reads the prepared part"),
+    ):
+        assert main(arguments) == 1
+        assert sentence in capsys.readouterr().err
+
+
 REAL = {
     "cast-2019": ("trec/cast2019", 50, 479, 173),
     "cast-2020": ("trec/cast2020", 25, 216, 208),
