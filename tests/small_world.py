@@ -28,4 +28,5 @@ def arguments(data: Path, root: str, *overrides: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """Return the environment for processes that import the checkout from anywhere."""
-    return {**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1"}
+    path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
