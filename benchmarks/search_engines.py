@@ -21,6 +21,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,13 @@ class Raydistill:
     approximate: float | None = None
 
     def available(self) -> str:
-        from importlib.metadata import version
-
         return version("raydistill")
 
     def build(self, vectors: SparseBatch, folder: Path) -> dict[str, float]:
         from raydistill.index.segment import write_segment
 
         timer = _Timer()
-        # The loops are compiled once for an installation; a small segment makes sure they are.
-        write_segment(folder / "0.seg", vectors.select([0]), ["0"], "f16")
+        write_segment(folder / "0.seg", vectors.select([0]), ["0"], "f16")  # compiles the loops
         with timer.step("convert"):
             ids = [str(number) for number in range(len(vectors))]
         with timer.step("build"):
@@ -92,6 +90,7 @@ class Raydistill:
         """Return the shares of postings and vector entries read, and the bytes of both sides of the segment."""
         from raydistill.index.search import Searcher
         from raydistill.index.segment import Segment
+        from raydistill.index.segment_header import ARRAYS
 
         segment = Segment(folder / "0.seg")
         found, cost = Searcher([segment]).measured_search(queries, k, self.exhaustive, self.approximate)
@@ -99,7 +98,7 @@ class Raydistill:
         same = np.array_equal(found.passages, everything.passages) and np.array_equal(found.scores, everything.scores)
         forward = ("row_offsets", "term_highs", "term_lows", "impacts")
         ids = ("id_offsets", "id_order", "id_bytes")
-        stored = {name: getattr(segment, name).nbytes for name in _arrays()}
+        stored = {name: getattr(segment, name).nbytes for name in ARRAYS}
         return {
             "postings_read": float(cost.postings.sum() / cost.matching.sum()),
             "vector_entries_read": float(cost.vector_entries.sum() / cost.matching.sum()),
@@ -244,9 +243,7 @@ class Seismic:
     n_postings, query_cut, heap_factor = 300, 12, 0.8
 
     def available(self) -> str:
-        import seismic  # noqa: F401
-
-        return "0.5.4"
+        return version("pyseismic-lsr")
 
     def build(self, vectors: SparseBatch, folder: Path) -> dict[str, float]:
         import seismic
@@ -288,9 +285,7 @@ class Bmp:
     slow = True
 
     def available(self) -> str:
-        import bmp  # noqa: F401
-
-        return "0.2.8"
+        return version("bmp")
 
     def build(self, vectors: SparseBatch, folder: Path) -> dict[str, float]:
         from bmp import Indexer
@@ -394,12 +389,6 @@ class Pisa:
             return np.array([int(name) for name in names[:size]], dtype=np.int64)
 
         return ask, None
-
-
-def _arrays() -> tuple[str, ...]:
-    from raydistill.index.segment_header import ARRAYS
-
-    return ARRAYS
 
 
 ENGINES = {

@@ -103,7 +103,7 @@ def search_segment(  # type: ignore[no-untyped-def]
             continue
         filled = heap_sizes[query]
         if entries >= costs.fewest and entries >= k * costs.each and _SMALLEST < largest < _LARGEST:
-            if filled == k and largest * (1.0 + 1e-5) < scores[0]:
+            if filled == k and largest * (1.0 + (len(terms) + 8) * 2.0**-23) < scores[0]:
                 continue
             found = _bounded(
                 lists,
