@@ -117,17 +117,13 @@ class PromptTemplate:
 
 
 def _in_chat(name: str, instruction: str, **more: Any) -> PromptTemplate:
-    return PromptTemplate(
-        name=name,
-        instruction=instruction,
-        **{
-            "heading": "Conversation:",
-            "cue": "Rewritten question:",
-            "blank_line_before_cue": True,
-            "chat": True,
-            **more,
-        },
-    )
+    usual: dict[str, Any] = {
+        "heading": "Conversation:",
+        "cue": "Rewritten question:",
+        "blank_line_before_cue": True,
+        "chat": True,
+    }
+    return PromptTemplate(name=name, instruction=instruction, **{**usual, **more})
 
 
 TEMPLATES: dict[str, PromptTemplate] = {
