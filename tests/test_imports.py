@@ -36,10 +36,24 @@ RUNS_SHARDS = {
     "index/exchange/export.py",
     "index/exchange/load.py",
     "index/approximate.py",
+    "index/gold_texts.py",
     "distill/document_mining.py",
     "evaluation/evaluate.py",
+    "preparation.py",
 }
-TOP = {"pipeline", "inputs", "preflight", "plan", "cli", "cli_change", "cli_exchange", "cli_upkeep", "demo", "tuning"}
+TOP = {
+    "pipeline",
+    "preparation",
+    "inputs",
+    "preflight",
+    "plan",
+    "cli",
+    "cli_change",
+    "cli_exchange",
+    "cli_upkeep",
+    "demo",
+    "tuning",
+}
 GROUND = {"config", "config_loading", "errors", "progress", "model_source"}
 ALLOWED_ROOMS: dict[str, set[str]] = {
     "config": set(),
@@ -64,6 +78,8 @@ STAGES = {
     "index.exchange.export",
     "index.exchange.load",
     "index.approximate",
+    "index.gold_texts",
+    "preparation",
     "distill.train",
     "distill.document_mining",
     "distill.document_train",
