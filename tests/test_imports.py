@@ -43,7 +43,6 @@ RUNS_SHARDS = {
 }
 TOP = {
     "pipeline",
-    "preparation",
     "inputs",
     "preflight",
     "plan",
@@ -79,7 +78,6 @@ STAGES = {
     "index.exchange.load",
     "index.approximate",
     "index.gold_texts",
-    "preparation",
     "distill.train",
     "distill.document_mining",
     "distill.document_train",
