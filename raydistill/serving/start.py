@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,6 +74,8 @@ def run(config: ServeConfig) -> None:
     """Start the service and keep it until this process is interrupted."""
     check(config)
     connect(config.ray)
+    # After Ray, which sets a handler of its own: what stops a job or a container ends the service as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with running(config) as address:
         logger.info("serving index %s at %s (stop with Ctrl-C)", config.index, address)
         while serve.status().applications[config.name].status not in ("DEPLOY_FAILED", "NOT_STARTED"):

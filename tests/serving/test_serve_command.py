@@ -57,19 +57,24 @@ def test_the_command_serves_until_it_is_interrupted(animals: World, tmp_path: Pa
     command = [sys.executable, "-m", "raydistill.cli", *arguments(animals, f"http.port={port}", *small)]
     with log.open("w") as stream:
         process = subprocess.Popen(command, env=environment(), stdout=stream, stderr=stream, cwd=tmp_path)
-    client = SearchClient(f"http://127.0.0.1:{port}", timeout_s=10)
-    deadline = time.monotonic() + 300
-    while True:
-        assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        try:
-            found = client.search(["where does the otter live"], k=2)
-            break
-        except ServiceError:
-            time.sleep(0.3)
-    assert len(found.passages) == 2
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=90) == 130
+    try:
+        client = SearchClient(f"http://127.0.0.1:{port}", timeout_s=10)
+        deadline = time.monotonic() + 300
+        while True:
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            try:
+                found = client.search(["where does the otter live"], k=2)
+                break
+            except ServiceError:
+                time.sleep(0.3)
+        assert len(found.passages) == 2
+        # Not SIGINT: a test run in the background of a shell hands down that it is ignored.
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=90) == 130
+    finally:
+        process.kill()
+        process.wait(timeout=30)
     with pytest.raises(ServiceError):
         client.version()
     assert "Traceback" not in log.read_text()
