@@ -53,17 +53,15 @@ def _conversation(record: Any) -> Conversation:
                 raise RowError(f"turn_id {read[-1].depth} does not come after {read[-2].depth}")
         except RowError as error:
             raise RowError(f"conversation {number!r}, turn {position}: {error}") from None
-    return Conversation(number, tuple(read), facts=_facts(record))
+    return Conversation(number, tuple(read), facts=_facts(number, record.get("ptkb")))
 
 
-def _facts(record: dict[str, Any]) -> tuple[str, ...]:
-    facts = record.get("ptkb") or []
-    if isinstance(facts, dict):
-        facts = list(facts.values())
-    if not isinstance(facts, list):
-        raise RowError("field 'ptkb' must be a list of sentences, or an object that numbers them")
-    spoken = (spoken_text({"ptkb": fact}, "ptkb") for fact in facts)
-    return tuple(fact for fact in spoken if fact)
+def _facts(number: str, ptkb: Any) -> tuple[str, ...]:
+    sentences = list(ptkb.values()) if isinstance(ptkb, dict) else ptkb or []
+    if not isinstance(sentences, list) or not all(isinstance(each, str) for each in sentences):
+        raise RowError(f"conversation {number!r}: ptkb must hold sentences, as a list or by number")
+    spoken = (spoken_text({"ptkb": sentence}, "ptkb") for sentence in sentences)
+    return tuple(sentence for sentence in spoken if sentence)
 
 
 def _turns_of(record: dict[str, Any]) -> Any:
