@@ -1,15 +1,18 @@
 """An engine in a Ray actor of its own, on a placement group of its own: for engines that spread over several GPUs.
 
 The group holds one bundle a GPU on one node; the engine's actor runs in the first, and whatever it starts (the workers of
-tensor parallelism) in the others. It is removed by `close`, by `remove_groups` on the driver, and by Ray when the actor that
-made it is gone, so that no GPU stays taken.
+tensor parallelism) in the others. It is removed by `close`, and by `remove_groups` on the driver when the stage is over. Ray
+itself keeps the group of an actor that was killed until the job ends; so whoever waits for room removes groups whose engine
+is gone.
 """
 
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -22,6 +25,7 @@ from raydistill.teachers.engine import Engine, EngineDiedError, Generation, Samp
 
 _LIVES = 3
 """How often an engine is started for one call before the call is given up: a prompt may be what kills it."""
+_LOOK_EVERY_S = 2.0
 
 
 class EngineActor:
@@ -101,15 +105,12 @@ class EngineActor:
         name = f"{self._group_name}-{uuid.uuid4().hex[:8]}"
         self._group = placement_group(self._bundles, strategy="STRICT_PACK", name=name)
         try:
-            if not self._group.wait(self._place_within_s):
-                raise ResourceError(
-                    f"no node had room for {self._bundles} within {self._place_within_s:g} s; lower the teacher's "
-                    "tensor_parallel_size or workers.actors, or add nodes"
-                )
+            self._wait_for_room(name)
             alone = self._bundles[0] if len(self._bundles) == 1 else {}
             self._actor = (
                 ray.remote(_Host)
                 .options(
+                    name=name,
                     num_cpus=alone.get("CPU", 0),
                     num_gpus=alone.get("GPU", 0),
                     scheduling_strategy=PlacementGroupSchedulingStrategy(
@@ -122,15 +123,38 @@ class EngineActor:
             self.close()
             raise
 
+    def _wait_for_room(self, name: str) -> None:
+        deadline = time.monotonic() + self._place_within_s
+        while not self._group.wait(min(_LOOK_EVERY_S, max(0.0, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                raise ResourceError(
+                    f"no node had room for {self._bundles} within {self._place_within_s:g} s; lower the teacher's "
+                    "tensor_parallel_size or workers.actors, or add nodes"
+                )
+            _remove_orphans(self._group_name, but=name)
+
+
+def _remove_orphans(prefix: str, but: str) -> None:
+    """Remove the placement groups of a prefix whose engine, an actor of the group's name, is gone with its maker."""
+    for entry in placement_group_table().values():
+        name = entry["name"]
+        if name.startswith(prefix) and name != but and entry["state"] == "CREATED":
+            try:
+                ray.get_actor(name)
+            except ValueError:
+                _remove(name)
+
 
 def remove_groups(prefix: str) -> None:
     """Remove every placement group whose name begins with a prefix, whoever made it."""
     for entry in placement_group_table().values():
         if entry["name"].startswith(prefix) and entry["state"] != "REMOVED":
-            try:
-                remove_placement_group(get_placement_group(entry["name"]))
-            except ValueError:  # gone meanwhile
-                continue
+            _remove(entry["name"])
+
+
+def _remove(name: str) -> None:
+    with suppress(ValueError):  # gone meanwhile
+        remove_placement_group(get_placement_group(name))
 
 
 def require_places(replicas: int, gpus: int, teacher: str) -> None:
