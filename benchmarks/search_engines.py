@@ -79,7 +79,7 @@ class Raydistill:
         def ask(row: int, k: int) -> NDArray[np.int64]:
             if self.exhaustive:
                 return searchers[1].measured_search(rows[row], k, True)[0].passages[0]
-            return searchers[1].search(rows[row], k, self.approximate).passages[0]
+            return searchers[1].search(rows[row], k, approximate=self.approximate).passages[0]
 
         def batch(k: int, threads: int) -> None:
             searchers[threads].measured_search(queries, k, self.exhaustive, self.approximate)

@@ -138,17 +138,17 @@ class Searcher:
         return self._size
 
     def search(
-        self, queries: SparseBatch, k: int, approximate: float | None = None, allowed: PassageFilter | None = None
+        self, queries: SparseBatch, k: int, allowed: PassageFilter | None = None, approximate: float | None = None
     ) -> SearchResult:
         """Return the k best passages of every query by exact score.
 
         Only passages that share a term with the query are found. Of equal scores the lower passage number comes first.
 
         Args:
+            allowed: the passages that may be found; None for any.
             approximate: None for the exact result. Else in [0, 1): what share of its upper bound a term that is not read
                 counts for. The lower, the fewer postings are read and the more of the best passages are lost; scores of
                 those found are exact. Recall is a matter of the data: benchmarks/search.py measures it.
-            allowed: the passages that may be found; None for any.
         """
         return _sorted_result(self._searched(queries, k, self._costs_of(approximate), allowed), k)
 
