@@ -15,14 +15,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from raydistill import __version__
 from raydistill.actor_pool import connect
-from raydistill.config import DistillConfig, LearnedDocumentsConfig, OpenAiTeacherConfig
+from raydistill.config import DistillConfig, LearnedDocumentsConfig
 from raydistill.config_loading import dump_config
 from raydistill.conversations.records import ConversationalQuery
 from raydistill.encoders.documents import trained_encoder
 from raydistill.errors import ConfigError
 from raydistill.index.publish import IndexVersion
 from raydistill.inputs import RunInputs
-from raydistill.preflight import check_inputs, check_workers
+from raydistill.preflight import check_endpoints, check_inputs, check_workers
 from raydistill.progress import output_console
 from raydistill.storage.artifacts import Artifact, fingerprint
 from raydistill.storage.lease import writing
@@ -54,8 +54,7 @@ def run(config: DistillConfig, until: str = "evaluate", dry_run: bool = False) -
     Raises RaydistillError with a sentence when something cannot work.
     """
     chain = Chain(config)
-    chain.stage_names(until)  # is there such a stage?
-    chain.check()
+    chain.check(until)
     if dry_run:
         from raydistill.plan import print_plan
 
@@ -76,30 +75,23 @@ class Chain:
         self.inputs = RunInputs(config)
         self._results: dict[str, Any] = {}
 
-    def check(self) -> None:
-        """Raise when an input is missing or malformed, the store is unfit, or a model cannot be loaded."""
+    def check(self, until: str = "evaluate") -> None:
+        """Raise when an input is missing or malformed, the store is unfit, or a model cannot be loaded or asked."""
         check_inputs(self.config, self.inputs)
-        self._check_teachers()
+        if "teach" in self._needed(until):
+            check_endpoints(self.config, self.planned_rewrites)
         if self._learns_documents:
             self._document_turns()
 
-    def _check_teachers(self) -> None:
-        """Ask the endpoints of teachers that have something left to write; what is written needs none."""
-        remote = [each for each in self.config.teachers if isinstance(each, OpenAiTeacherConfig)]
-        if not remote:
-            return
-        from raydistill.teachers.engines import check_teacher
-
-        planned = self.planned_rewrites().values()
-        for teacher in remote:
-            if any(found[teacher.name].find_manifest() is None for found in planned):
-                check_teacher(teacher)
-
     def check_resources(self, until: str) -> None:
         """Raise ResourceError when the connected cluster can never hold the workers of a stage up to `until`."""
+        check_workers(self.config, self._needed(until))
+
+    def _needed(self, until: str) -> set[str]:
+        """Return the stages up to one, rounds left out; documents and index need no teacher, though a whole run teaches
+        before them."""
         names = {name.partition(" round ")[0] for name in self.stage_names(until)}
-        # Documents and index need no teacher, though a whole run teaches before them.
-        check_workers(self.config, names - {"teach"} if until in ("documents", "index") else names)
+        return names - {"teach"} if until in ("documents", "index") else names
 
     def planned_rewrites(self) -> dict[str, dict[str, Artifact]]:
         """Addresses of all rewrites, computed or not: set name -> name of each teacher that covers the set -> artifact."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 
 from raydistill.actor_pool import require_resources, require_shared_root
 from raydistill.config import (
@@ -10,6 +10,7 @@ from raydistill.config import (
     DocumentsConfig,
     LearnedDocumentsConfig,
     LexicalDocumentsConfig,
+    OpenAiTeacherConfig,
     RecordedTeacherConfig,
     SeismicEngine,
     SpladeDocumentsConfig,
@@ -21,6 +22,7 @@ from raydistill.distill.loggers import check_loggers
 from raydistill.encoders.documents import check_positions, check_vocabulary, load_term_counter
 from raydistill.errors import ConfigError
 from raydistill.inputs import RunInputs
+from raydistill.storage.artifacts import Artifact
 from raydistill.storage.files import input_files
 from raydistill.storage.probe import check_root
 from raydistill.teachers.engine_actor import require_places
@@ -47,6 +49,24 @@ def check_inputs(config: DistillConfig, inputs: RunInputs) -> None:
         from raydistill.reranking.cross_encoder import check_cross_encoder
 
         check_cross_encoder(config.evaluate.rerank, "evaluate.rerank")
+
+
+def check_endpoints(config: DistillConfig, planned: Callable[[], Mapping[str, Mapping[str, Artifact]]]) -> None:
+    """Raise ConfigError when the endpoint of a teacher that has something left to write cannot be used.
+
+    Args:
+        planned: gives the artifacts of all rewrites, computed or not: set name -> teacher -> artifact.
+    """
+    remote = [teacher for teacher in config.teachers if isinstance(teacher, OpenAiTeacherConfig)]
+    if not remote:
+        return
+    # Imported here: they need an HTTP client.
+    from raydistill.teachers.engines import check_teacher
+
+    sets = planned().values()
+    for teacher in remote:
+        if any(artifacts[teacher.name].find_manifest() is None for artifacts in sets):
+            check_teacher(teacher)
 
 
 def _check_target(config: DistillConfig, vocabulary_size: int) -> None:

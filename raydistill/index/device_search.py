@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import DataError
 from raydistill.index.passage_masks import members
-from raydistill.index.search import Searcher, SearchResult
+from raydistill.index.search import Searcher
+from raydistill.index.search_result import SearchResult
 from raydistill.index.segment import Segment
 
 _MARGIN = 64

@@ -24,10 +24,10 @@ from raydistill.config import FanOutConfig
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import DataError
 from raydistill.index.fan_out_actors import Actors, Call
-from raydistill.index.fan_out_plan import assigned_groups, merged
+from raydistill.index.fan_out_plan import assigned_groups
 from raydistill.index.forward import owning_segments
 from raydistill.index.publish import IndexVersion, current_version
-from raydistill.index.search import SearchResult
+from raydistill.index.search_result import SearchResult, merged
 from raydistill.index.segment_group import Hit, Holding, corpora_of
 from raydistill.storage.artifacts import Artifact
 

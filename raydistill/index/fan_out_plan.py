@@ -1,13 +1,9 @@
-"""Which actor of a fan-out holds which segments, and how their answers become one. Pure; the actors are in `fan_out`."""
+"""Which actor of a fan-out holds which segments. Pure; the actors are in `fan_out`."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-
-import numpy as np
-
-from raydistill.index.search import SearchResult
 
 _SLACK = 1.25
 """A group may hold this many times its fair share of bytes before a segment goes to one that it likes less."""
@@ -36,15 +32,3 @@ def assigned_groups(segments: Sequence[tuple[str, int]], groups: int) -> list[in
         chosen[number] = next(with_room, load.index(min(load)))
         load[chosen[number]] += size
     return chosen
-
-
-def merged(results: Sequence[SearchResult], k: int) -> SearchResult:
-    """Return the k best passages of each query over several results, at least one.
-
-    The order is that of `Searcher.search`: higher scores first, of equal scores the lower passage number. The results must
-    hold different passages, and k of them where there are as many; then this equals one search over everything.
-    """
-    passages = np.concatenate([result.passages for result in results], axis=1)
-    scores = np.concatenate([result.scores for result in results], axis=1)
-    best = np.lexsort((passages, -scores), axis=1)[:, :k]
-    return SearchResult(np.take_along_axis(passages, best, axis=1), np.take_along_axis(scores, best, axis=1))

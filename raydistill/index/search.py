@@ -27,28 +27,15 @@ from raydistill.index.accumulate import first_fault, score_pairs
 from raydistill.index.explain import Explanation, explain
 from raydistill.index.filters import PassageFilter
 from raydistill.index.forward import gathered, owning_segments
-from raydistill.index.heaps import sort_heap
 from raydistill.index.passage_masks import Mask, members
 from raydistill.index.postings import BLOCK, blocks_of
+from raydistill.index.search_result import QueryHeaps, SearchResult, merged
 from raydistill.index.segment import Segment
 from raydistill.index.skipping import NEVER, USUAL, SkippingCosts, approximate_costs, search_segment
 from raydistill.index.tombstones import live_mask
 
 if TYPE_CHECKING:
     from raydistill.index.publish import IndexVersion
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The best passages of each query, best first.
-
-    Attributes:
-        passages: int64 [B, k]; passage numbers, padded with -1.
-        scores: float32 [B, k]; > 0, padded with -inf.
-    """
-
-    passages: NDArray[np.int64]
-    scores: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -72,16 +59,6 @@ class _Scratch:
     accumulators: NDArray[np.float32]
     bounds: NDArray[np.float32]
     dense_query: NDArray[np.float32]
-
-
-class _Heaps:
-    """The best passages of B queries so far, and what was read for them."""
-
-    def __init__(self, queries: int, width: int) -> None:
-        self.scores = np.zeros((queries, width), dtype=np.float32)
-        self.passages = np.zeros((queries, width), dtype=np.int64)
-        self.filled = np.zeros(queries, dtype=np.int64)
-        self.touched = np.zeros((queries, 2), dtype=np.int64)
 
 
 class Searcher:
@@ -150,7 +127,7 @@ class Searcher:
                 counts for. The lower, the fewer postings are read and the more of the best passages are lost; scores of
                 those found are exact. Recall is a matter of the data: benchmarks/search.py measures it.
         """
-        return _sorted_result(self._searched(queries, k, self._costs_of(approximate), allowed), k)
+        return self._searched(queries, k, self._costs_of(approximate), allowed)[0]
 
     def measured_search(
         self,
@@ -161,13 +138,14 @@ class Searcher:
         allowed: PassageFilter | None = None,
     ) -> tuple[SearchResult, SearchCost]:
         """Return what `search` returns, and what was read for it; `exhaustive` reads all postings of the query's terms."""
-        heaps = self._searched(queries, k, NEVER if exhaustive else self._costs_of(approximate), allowed)
+        costs = NEVER if exhaustive else self._costs_of(approximate)
+        result, touched = self._searched(queries, k, costs, allowed)
         frequency = np.zeros(queries.nnz, dtype=np.int64)
         for segment in self.segments:
             frequency += segment.document_frequency[queries.term_ids]
         running = np.concatenate([[0], np.cumsum(frequency)])
         matching = running[queries.indptr[1:]] - running[queries.indptr[:-1]]
-        return _sorted_result(heaps, k), SearchCost(matching, heaps.touched[:, 0], heaps.touched[:, 1])
+        return result, SearchCost(matching, touched[:, 0], touched[:, 1])
 
     def _costs_of(self, approximate: float | None) -> SkippingCosts:
         if approximate is None:
@@ -178,14 +156,16 @@ class Searcher:
             )
         return approximate_costs(self.costs, approximate)
 
-    def _searched(self, queries: SparseBatch, k: int, costs: SkippingCosts, allowed: PassageFilter | None) -> _Heaps:
+    def _searched(
+        self, queries: SparseBatch, k: int, costs: SkippingCosts, allowed: PassageFilter | None
+    ) -> tuple[SearchResult, NDArray[np.int64]]:
+        """Return the result, and int64 [B, 2], the postings and entries of forward vectors that were read."""
         self._check_queries(queries)
         if k < 1:
             raise DataError(f"k is {k}; ask for at least one passage")
-        width = min(k, self.passages)
-        heaps = _Heaps(len(queries), width)
-        if not width or not len(queries):
-            return heaps
+        heaps = QueryHeaps(len(queries), min(k, self.passages))
+        if not heaps.scores.size:
+            return heaps.result(k), heaps.touched
         masks = self._masks(allowed)
         everywhere = range(len(self.segments))
         if len(queries) >= self.threads or len(self.segments) == 1:
@@ -195,20 +175,20 @@ class Searcher:
             self._spread(
                 lambda scratch, bounds: self._run(queries, bounds, everywhere, heaps, costs, masks, scratch), ranges
             )
-            return heaps
-        each = [_Heaps(len(queries), width) for _ in self.segments]
+            return heaps.result(k), heaps.touched
+        each = [QueryHeaps(*heaps.scores.shape) for _ in everywhere]
         self._spread(
-            lambda scratch, at: self._run(queries, (0, len(queries)), [at], each[at], costs, masks, scratch),
-            list(everywhere),
+            lambda scratch, at: self._run(queries, (0, len(queries)), [at], each[at], costs, masks, scratch), everywhere
         )
-        return _merged(each, width)
+        touched = np.sum([found.touched for found in each], axis=0)
+        return merged([found.result(k) for found in each], k), touched
 
     def _run(
         self,
         queries: SparseBatch,
         bounds: tuple[int, int],
         segments: Sequence[int],
-        heaps: _Heaps,
+        heaps: QueryHeaps,
         costs: SkippingCosts,
         masks: Sequence[Mask | None],
         scratch: _Scratch,
@@ -366,32 +346,6 @@ class Searcher:
             raise DataError(f"a query has a term id outside the vocabulary of {self.vocabulary_size} terms")
         if fault >= 0:
             raise DataError("query weights must be finite and > 0; the query encoder gave others")
-
-
-def _merged(each: Sequence[_Heaps], width: int) -> _Heaps:
-    """Return the best of heaps over the same queries, as heaps that are sorted already."""
-    merged = _Heaps(len(each[0].filled), width)
-    for query in range(len(merged.filled)):
-        scores = np.concatenate([heaps.scores[query, : heaps.filled[query]] for heaps in each])
-        passages = np.concatenate([heaps.passages[query, : heaps.filled[query]] for heaps in each])
-        order = np.lexsort((passages, -scores))[:width]
-        # Worst first is a heap too.
-        merged.scores[query, : len(order)] = scores[order][::-1]
-        merged.passages[query, : len(order)] = passages[order][::-1]
-        merged.filled[query] = len(order)
-    merged.touched[:] = sum(heaps.touched for heaps in each)
-    return merged
-
-
-def _sorted_result(heaps: _Heaps, k: int) -> SearchResult:
-    """Sort each heap, best first, and pad it to k."""
-    scores = np.full((len(heaps.filled), k), -np.inf, dtype=np.float32)
-    passages = np.full((len(heaps.filled), k), -1, dtype=np.int64)
-    for query, count in enumerate(heaps.filled.tolist()):
-        sort_heap(heaps.scores[query], heaps.passages[query], count)
-        scores[query, :count] = heaps.scores[query, :count]
-        passages[query, :count] = heaps.passages[query, :count]
-    return SearchResult(passages, scores)
 
 
 def open_searcher(version: IndexVersion, threads: int = 1) -> Searcher:

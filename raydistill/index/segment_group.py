@@ -23,7 +23,8 @@ from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import ResourceError, StorageError
 from raydistill.index.forward import owning_segments
 from raydistill.index.publish import IndexVersion, load_version
-from raydistill.index.search import Searcher, SearchResult, open_searcher
+from raydistill.index.search import Searcher, open_searcher
+from raydistill.index.search_result import SearchResult
 from raydistill.index.segment_texts import SegmentTexts
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.cache import default_cache

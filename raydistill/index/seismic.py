@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from raydistill.config import SeismicBuildConfig
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import ConfigError, DataError
-from raydistill.index.search import Searcher, SearchResult
+from raydistill.index.search import Searcher
+from raydistill.index.search_result import SearchResult
 from raydistill.storage.artifacts import Artifact
 
 SUFFIX = ".seismic"

@@ -24,7 +24,8 @@ from raydistill.evaluation import page
 from raydistill.evaluation.plots import Point, scatter_chart
 from raydistill.index.approximate import build_approximate
 from raydistill.index.publish import IndexVersion
-from raydistill.index.search import SearchResult, open_searcher
+from raydistill.index.search import open_searcher
+from raydistill.index.search_result import SearchResult
 from raydistill.index.seismic import open_approximate
 from raydistill.progress import track
 from raydistill.tuning.front import pareto_front

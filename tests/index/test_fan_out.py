@@ -19,7 +19,8 @@ from raydistill.index.build import build_index
 from raydistill.index.corpus import prepare_corpus
 from raydistill.index.fan_out import FanOut, Snapshot
 from raydistill.index.publish import IndexVersion, load_version, make_current
-from raydistill.index.search import Searcher, SearchResult, open_searcher
+from raydistill.index.search import Searcher, open_searcher
+from raydistill.index.search_result import SearchResult
 from tests.index.made_versions import VOCABULARY, made_rows, publish_version
 from tests.small_world import small_world
 

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydistill.index.fan_out_plan import assigned_groups, merged
-from raydistill.index.search import SearchResult
+from raydistill.index.fan_out_plan import assigned_groups
+from raydistill.index.search_result import SearchResult, merged
 
 
 def segments(sizes: list[int]) -> list[tuple[str, int]]:

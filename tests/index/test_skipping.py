@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import DataError
 from raydistill.index.passage_masks import mask_without
-from raydistill.index.search import Searcher, SearchResult
+from raydistill.index.search import Searcher
+from raydistill.index.search_result import SearchResult
 from raydistill.index.segment import Segment, write_segment
 from raydistill.index.skipping import NEVER, SkippingCosts
 

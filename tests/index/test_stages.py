@@ -1,28 +1,28 @@
-"""Corpus, index and mining on Ray: complete, exact, resumable, and strict about bad input."""
+"""Index and mining on Ray: complete, exact, and resumable."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from stage_world import (
+    WORKERS,
+    World,
+    data_config,
+    lexical_config,
+    passages,
+    save_tiny_splade,
+    uncommit,
+    write_jsonl,
+)
 
 from raydistill.config import (
-    ConversationSource,
-    DataConfig,
-    DistillConfig,
-    IndexConfig,
-    PoolConfig,
-    RecordedTeacherConfig,
-    ScoreConfig,
     SpladeDocumentsConfig,
     StudentConfig,
 )
-from raydistill.conversations.records import Conversation, ConversationalQuery, ConversationSet, Turn
 from raydistill.conversations.text import history_pairs, student_text
 from raydistill.encoders.checkpoint import load_student
 from raydistill.encoders.documents import load_document_encoder
@@ -31,154 +31,15 @@ from raydistill.errors import DataError
 from raydistill.index.build import build_index, planned_index
 from raydistill.index.changes import PassageChange
 from raydistill.index.commit import commit_change
-from raydistill.index.corpus import check_judged_passages, passage_parts, prepare_corpus, quarantined_rows
+from raydistill.index.corpus import prepare_corpus
 from raydistill.index.mine import candidates_artifact, mine_candidates
-from raydistill.index.passage_files import passage_batches
 from raydistill.index.publish import IndexVersion, current_version
 from raydistill.index.search import open_searcher
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
 from raydistill.storage.folders import put_folder
 from raydistill.storage.store import open_store
-from raydistill.teachers.pool import teach
 
-WORDS = ["river", "mountain", "paris", "france", "capital", "music", "piano", "tower", "bridge", "history", "war", "king"]
-WORDS += ["queen", "ship", "sea", "peace"]
-WORKERS = PoolConfig(actors=1, cpus=1)
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-def passages(count: int, prefix: str = "p") -> list[dict[str, str]]:
-    rng = np.random.default_rng(7)
-    return [
-        {"_id": f"{prefix}{number}", "title": f"Page {number}", "text": " ".join(rng.choice(WORDS, size=12))}
-        for number in range(count)
-    ]
-
-
-def write_jsonl(path: Path, records: list[dict[str, str]]) -> str:
-    content = "".join(json.dumps(record) + "\n" for record in records).encode()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return str(path)
-
-
-def data_config(corpus: list[str], max_bad_rows: int = 0) -> DataConfig:
-    source = ConversationSource(conversations="/unused")
-    return DataConfig(corpus=tuple(corpus), train=source, test=source, max_bad_rows=max_bad_rows)
-
-
-def read_corpus(corpus: Artifact) -> list[dict[str, str]]:
-    rows = []
-    for part in passage_parts(corpus.manifest()):
-        for batch in passage_batches(corpus.fetch(part)):
-            assert len(batch) <= part.rows
-            rows += [{"_id": each.passage_id, "title": each.title, "text": each.text} for each in batch]
-    return rows
-
-
-def uncommit(artifact: Artifact, *parts: str) -> None:
-    """Leave the artifact as a crash would: no manifest, some receipts missing."""
-    artifact.store.delete(f"{artifact.prefix}/_manifest.json")
-    for part in parts:
-        artifact.store.delete(f"{artifact.prefix}/_receipts/{part}.json")
-
-
-# Corpus.
-
-
-def test_files_become_parts_of_exactly_the_asked_size_in_order(tmp_path):
-    first, second = passages(25, "a"), passages(10, "b")
-    files = [write_jsonl(tmp_path / "1.jsonl", first), write_jsonl(tmp_path / "2.jsonl.gz", second)]
-    corpus = prepare_corpus(data_config(files), 10, WORKERS, str(tmp_path / "root"))
-    manifest = corpus.manifest()
-    parts = passage_parts(manifest)
-    assert [(part.name, part.rows) for part in parts] == [
-        ("00000-00000", 10),
-        ("00000-00001", 10),
-        ("00000-00002", 5),
-        ("00001-00000", 10),
-    ]
-    assert manifest.rows == 35
-    assert manifest.metadata == {
-        "files": ["1.jsonl", "2.jsonl.gz"],
-        "passages": 35,
-        "quarantined": 0,
-        "ids_checked_across_files": True,
-    }
-    assert read_corpus(corpus) == first + second
-    assert prepare_corpus(data_config(files), 10, WORKERS, str(tmp_path / "root")) == corpus
-
-
-def test_a_half_done_corpus_is_completed_to_the_same_bytes(tmp_path):
-    files = [write_jsonl(tmp_path / "1.jsonl", passages(25, "a")), write_jsonl(tmp_path / "2.jsonl", passages(15, "b"))]
-    root = str(tmp_path / "root")
-    corpus = prepare_corpus(data_config(files), 10, WORKERS, root)
-    before = corpus.manifest()
-    untouched = corpus.store.info(f"{corpus.prefix}/_receipts/00000-00000.json")
-    uncommit(corpus, "00000-00001", "00000-quarantine")
-    corpus.store.delete(corpus_key(before, "00000-00001"))
-    assert prepare_corpus(data_config(files), 10, WORKERS, root).manifest().parts == before.parts
-    assert corpus.store.info(f"{corpus.prefix}/_receipts/00000-00000.json") == untouched
-    assert len(read_corpus(corpus)) == 40
-
-
-def corpus_key(manifest, name: str) -> str:
-    return next(part.key for part in manifest.parts if part.name == name)
-
-
-def test_bad_rows_are_named_with_line_and_fix_or_quarantined_within_the_limit(tmp_path):
-    good = passages(4)
-    lines = [json.dumps(good[0]), "{broken", json.dumps({"_id": "x", "title": "", "text": " "}), json.dumps(good[1])]
-    lines += ["", json.dumps(good[1]), json.dumps({"text": "no id"}), json.dumps(good[2]), json.dumps(good[3])]
-    path = tmp_path / "corpus.jsonl"
-    path.write_text("\n".join(lines))
-    root = str(tmp_path / "root")
-    with pytest.raises(DataError, match=r"corpus\.jsonl:2: is not valid JSON.*data\.max_bad_rows"):
-        prepare_corpus(data_config([str(path)]), 2, WORKERS, root)
-    with pytest.raises(DataError, match=r"corpus\.jsonl:7: has no field '_id'.*data\.max_bad_rows \(now 3\)"):
-        prepare_corpus(data_config([str(path)], max_bad_rows=3), 2, WORKERS, root)
-    corpus = prepare_corpus(data_config([str(path)], max_bad_rows=4), 2, WORKERS, root)
-    assert read_corpus(corpus) == good
-    rows = quarantined_rows(corpus)
-    assert [place.rpartition(":")[2] for place, _ in rows] == ["2", "3", "6", "7"]
-    assert rows[2][1] == "repeats the id 'p1' of an earlier line"
-    assert corpus.manifest().metadata["quarantined"] == 4
-    # Committed once, but the limit of a later run still counts.
-    with pytest.raises(DataError, match=r"corpus\.jsonl:7"):
-        prepare_corpus(data_config([str(path)], max_bad_rows=3), 2, WORKERS, root)
-
-
-def test_bad_rows_count_over_all_files_together(tmp_path):
-    files = []
-    for name in "ab":
-        path = tmp_path / f"{name}.jsonl"
-        path.write_text(json.dumps(passages(1, name)[0]) + "\nnonsense\n")
-        files.append(str(path))
-    with pytest.raises(DataError, match=r"[ab]\.jsonl:2: .*malformed row number 2"):
-        prepare_corpus(data_config(files, max_bad_rows=1), 5, WORKERS, str(tmp_path / "root"))
-
-
-def test_an_id_in_two_files_is_an_error_that_names_both(tmp_path):
-    files = [write_jsonl(tmp_path / "1.jsonl", passages(9)), write_jsonl(tmp_path / "2.jsonl", passages(20)[8:])]
-    with pytest.raises(DataError, match=r"'p8' is in .*1\.jsonl and in .*2\.jsonl"):
-        prepare_corpus(data_config(files), 4, WORKERS, str(tmp_path / "root"))
-
-
-def test_an_empty_corpus_is_refused(tmp_path):
-    (tmp_path / "empty.jsonl").write_text("\n\n")
-    with pytest.raises(DataError, match="holds no passage"):
-        prepare_corpus(data_config([str(tmp_path / "empty.jsonl")]), 4, WORKERS, str(tmp_path / "root"))
-
-
-def test_judged_passages_are_looked_for_before_anything_is_encoded(tmp_path):
-    corpus = prepare_corpus(
-        data_config([write_jsonl(tmp_path / "1.jsonl", passages(9))]), 4, WORKERS, str(tmp_path / "root")
-    )
-    check_judged_passages(corpus, {"q1": {"p0": 1, "p8": 0}}, "qrels.tsv", WORKERS)
-    with pytest.raises(DataError, match=r"'p9'.*'q2'"):
-        check_judged_passages(corpus, {"q1": {"p0": 1}, "q2": {"p9": 1}}, str(tmp_path / "1.jsonl"), WORKERS)
-
-
-# Index.
 
 
 @pytest.fixture(scope="module")
@@ -202,8 +63,7 @@ def corpus(copied) -> Artifact:
     return prepare_corpus(data_config([str(copied / "corpus.jsonl")], max_bad_rows=1), 100, WORKERS, str(copied / "root"))
 
 
-def lexical_config(**changes) -> IndexConfig:
-    return IndexConfig(**{"passages_per_segment": 100, "impacts": "f32", "workers": WORKERS, **changes})
+# Index.
 
 
 def test_a_lexical_index_holds_the_vectors_of_the_encoder_for_the_whole_corpus(tmp_path, corpus, minilm):
@@ -285,56 +145,7 @@ def test_an_index_says_what_encoding_it_took(tmp_path, corpus, minilm, caplog):
     assert "230 cut at the encoder's limit, 230 without terms; 1 malformed" in caplog.text
 
 
-def save_tiny_splade(folder: str, tokenizer_of: str) -> None:
-    import torch
-    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
-
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
-    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 # Mining.
-
-
-class World:
-    """A small corpus, its index, and two teachers that rewrite the same conversations."""
-
-    def __init__(self, folder: Path, minilm: str, qrels: dict[str, dict[str, int]], root: str = "") -> None:
-        self.folder = folder
-        conversations = [
-            Conversation(f"c{c}", tuple(Turn(f"c{c}::{t}", t, f"and the {WORDS[c + t]}?", f"A{t}.") for t in (1, 2, 3)))
-            for c in range(4)
-        ]
-        self.set = ConversationSet(tuple(conversations), qrels, "0" * 64)
-        self.queries: list[ConversationalQuery] = list(self.set.queries())
-        self.texts = {
-            "one": {query.query_id: f"tell me of {WORDS[n]} {WORDS[n + 1]}" for n, query in enumerate(self.queries)},
-            "two": {query.query_id: f"what about the {WORDS[-n - 1]}" for n, query in enumerate(self.queries[2:])},
-        }
-        teachers = []
-        for name, texts in self.texts.items():
-            uri = write_jsonl(folder / f"{name}.jsonl", [{"_id": key, "text": text} for key, text in texts.items()])
-            teachers.append(RecordedTeacherConfig(name=name, rewrites=uri))
-        self.config = DistillConfig(
-            run="test",
-            root=root or str(folder / "root"),
-            data=data_config([str(folder / "corpus.jsonl")], max_bad_rows=1),
-            teachers=tuple(teachers),
-            student=StudentConfig(model=minilm),
-            index=lexical_config(),
-            score=ScoreConfig(top_k=15, queries_per_part=5, workers=WORKERS),
-        )
-        self.rewrites = {each.name: teach(each, self.queries, "1" * 64, self.config.root) for each in teachers}
-
-    def index(self) -> IndexVersion:
-        corpus = prepare_corpus(self.config.data, 100, WORKERS, self.config.root)
-        return build_index(self.config.index, self.config.student, corpus, self.config.root)
-
-    def mine(self) -> Artifact:
-        return mine_candidates(self.config, self.queries, self.set.qrels, self.rewrites, self.index())
 
 
 def test_candidates_are_the_union_with_gold_and_every_score_is_exact(copied, minilm):

@@ -12,7 +12,7 @@ from raydistill.cli import main
 from raydistill.config import TuneSearchConfig
 from raydistill.encoders.batch import SparseBatch
 from raydistill.index.publish import IndexWriter
-from raydistill.index.search import SearchResult
+from raydistill.index.search_result import SearchResult
 from raydistill.index.segment import write_segment
 from raydistill.storage.artifacts import fingerprint
 from raydistill.tuning.search_engine import Measured, chosen, console_table, recalls, results_page
