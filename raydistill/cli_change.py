@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from raydistill.cli_writer import writing_to
 from raydistill.config_loading import load_config
 
 if TYPE_CHECKING:
@@ -47,18 +48,15 @@ def _command(
     parser: argparse.ArgumentParser = commands.add_parser(name, help=summary)
     parser.add_argument("--config", required=True, help="YAML file that the index was built with; see jobs/configs")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="changes to the configuration")
-    parser.set_defaults(command=_run, run=run)
+    parser.set_defaults(command=_run, run=run, name=name)
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
     from raydistill.index.change_job import drift_advice
-    from raydistill.storage.lease import writing
-    from raydistill.storage.probe import check_root
 
     config = load_config(options.config, options.overrides)
-    check_root(config.root, config.single_writer)
-    with writing(config.root, config.single_writer, "a change of the index"):
+    with writing_to(config.root, config.single_writer, f"raydistill {options.name}"):
         report = options.run(options, config)
     console = Console(soft_wrap=True)
     for line in _lines(report):
@@ -88,11 +86,9 @@ def _lines(report: ChangeReport) -> list[str]:
 def _passages(options: argparse.Namespace, config: DistillConfig) -> CorpusConfig:
     from raydistill.config import CorpusConfig
 
-    return CorpusConfig(
-        corpus=tuple(map(_located, options.passages)),
-        corpus_format=config.data.corpus_format,
-        max_bad_rows=config.data.max_bad_rows,
-    )
+    # However data.corpus is read, so are these.
+    as_corpus = {name: getattr(config.data, name) for name in CorpusConfig.model_fields}
+    return CorpusConfig(**{**as_corpus, "corpus": tuple(map(_located, options.passages))})
 
 
 def _located(path: str) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from raydistill.cli_writer import add_writer_argument, writing_to
+
 if TYPE_CHECKING:
     from raydistill.index.publish import IndexVersion
 
@@ -29,6 +31,7 @@ def add_exchange_commands(commands: Any) -> None:
     load.add_argument("--to", required=True, metavar="ROOT", help="run root: a folder or s3://bucket/prefix")
     load.add_argument("--index", required=True, help="name of the index")
     load.add_argument("overrides", nargs="*", metavar="field=value", help="terms=TOKENIZER, max_bad_rows=10, impacts=f32 …")
+    add_writer_argument(load)
     load.set_defaults(command=_import)
     queries = commands.add_parser("export-queries", help="write query vectors in the form in which an engine takes them")
     source = queries.add_mutually_exclusive_group(required=True)
@@ -49,6 +52,7 @@ def add_exchange_commands(commands: Any) -> None:
     tune.add_argument("--terms", help="names of the terms in --queries; default their ids")
     tune.add_argument("--to", metavar="FOLDER", help="write search-tuning.json and search-tuning.html there")
     tune.add_argument("overrides", nargs="*", metavar="field=value", help="recall=0.95, k=10, query_cut=[5,10] …")
+    add_writer_argument(tune)
     tune.set_defaults(command=_tune_search)
 
 
@@ -87,7 +91,9 @@ def _import(options: argparse.Namespace) -> int:
 
     fixed = {"files": [_uri(file) for file in options.files], "name": options.index}
     config = build_section(ImportConfig, fixed, options.overrides, "import-vectors")
-    version = import_vectors(config, _uri(options.to), RayConfig())
+    root = _uri(options.to)
+    with writing_to(root, options.single_writer, "raydistill import-vectors"):
+        version = import_vectors(config, root, RayConfig())
     refused = version.metadata["import"]["refused"]
     told = ", ".join(f"{count} {kind}" for kind, count in sorted(refused.items())) or "none"
     console = Console(soft_wrap=True)
@@ -138,7 +144,8 @@ def _tune_search(options: argparse.Namespace) -> int:
         _, queries = read_queries(_uri(options.queries), version.vocabulary_size, names)
     else:
         queries = passages_as_queries(open_searcher(version), config.queries)
-    measured = tune_search(version, config, queries, RayConfig())
+    with writing_to(version.root, options.single_writer, "raydistill tune-search"):
+        measured = tune_search(version, config, queries, RayConfig())
     console = output_console()
     console.print(console_table(measured, config))
     pick = chosen(measured, config.recall)

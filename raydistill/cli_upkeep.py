@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Column, Table
 
+from raydistill.cli_writer import add_writer_argument, writing_to
 from raydistill.progress import output_console
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def add_upkeep_commands(commands: _Commands) -> None:
         "segment (default: 24)",
     )
     gc.add_argument("--delete", action="store_true", help="remove it; without this, only say what would be removed")
-    _add_lease(gc)
+    add_writer_argument(gc)
     gc.set_defaults(command=_gc, name="gc")
 
     versions = commands.add_parser("versions", help="list the versions of an index")
@@ -60,31 +59,12 @@ def add_upkeep_commands(commands: _Commands) -> None:
         parser.add_argument("index", help="name of the index")
     versions.set_defaults(command=_versions)
     rollback.add_argument("--to", type=int, required=True, metavar="VERSION", help="number of the version; see versions")
-    _add_lease(rollback)
+    add_writer_argument(rollback)
     rollback.set_defaults(command=_rollback, name="rollback")
 
 
 def _add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=_root, help="run root: s3://bucket/prefix, file:///path or a path")
-
-
-def _add_lease(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--single-writer",
-        action="store_true",
-        help="take the root's lease for it: for stores whose conditional writes do not work (see single_writer in the "
-        "configuration)",
-    )
-
-
-@contextmanager
-def _writing(options: argparse.Namespace) -> Iterator[None]:
-    from raydistill.storage.lease import writing
-    from raydistill.storage.probe import check_root
-
-    check_root(options.root, options.single_writer)
-    with writing(options.root, options.single_writer, f"raydistill {options.name}"):
-        yield
 
 
 def _root(text: str) -> str:
@@ -114,7 +94,7 @@ def _gc(options: argparse.Namespace) -> int:
 
     policy = Policy(options.keep_versions, options.grace * 3600)
     if options.delete:
-        with _writing(options):
+        with writing_to(options.root, options.single_writer, f"raydistill {options.name}"):
             found = collect(options.root, policy, delete=True)
     else:
         found = collect(options.root, policy)
@@ -156,7 +136,7 @@ def _versions(options: argparse.Namespace) -> int:
 def _rollback(options: argparse.Namespace) -> int:
     from raydistill.index.versions import roll_back
 
-    with _writing(options):
+    with writing_to(options.root, options.single_writer, f"raydistill {options.name}"):
         before, version = roll_back(options.root, options.index, options.to)
     was = "there was none" if before is None else f"it was version {before}"
     output_console().print(

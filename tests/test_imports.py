@@ -50,6 +50,7 @@ TOP = {
     "cli_change",
     "cli_exchange",
     "cli_upkeep",
+    "cli_writer",
     "demo",
     "tuning",
 }

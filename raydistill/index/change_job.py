@@ -45,7 +45,6 @@ from raydistill.progress import track
 from raydistill.storage.artifacts import Artifact, Manifest, fingerprint
 from raydistill.storage.files import open_input
 from raydistill.storage.hashing import canonical_json, sha256_hex, unsealed
-from raydistill.storage.probe import check_root
 from raydistill.storage.store import open_store
 
 logger = logging.getLogger("raydistill")
@@ -189,7 +188,6 @@ def _commit(config: DistillConfig, change: Callable[[IndexVersion], IndexVersion
 
 
 def _add(config: DistillConfig, passages: CorpusConfig, operation: Any, missing_ok: bool) -> ChangeReport:
-    check_root(config.root, config.single_writer)
     base = settled_head(config.root, config.index.name).version
     documents = _documents(base, config.student)
     rows = config.index.passages_per_segment

@@ -25,9 +25,13 @@ class Explanation:
     contributions: NDArray[np.float32]
     score: np.float32
 
+    def order(self) -> NDArray[np.int64]:
+        """Return the places of the terms, int64 [S], largest contribution first, of equal ones the lower id."""
+        return np.lexsort((self.terms, -self.contributions)).astype(np.int64)
+
     def heaviest(self, count: int) -> list[tuple[int, float]]:
-        """Return (term, contribution) of the terms that contribute most, largest first, of equal ones the lower id."""
-        order = np.lexsort((self.terms, -self.contributions))[:count]
+        """Return (term, contribution) of the terms that contribute most, in this order."""
+        order = self.order()[:count]
         return list(zip(self.terms[order].tolist(), self.contributions[order].tolist(), strict=True))
 
 

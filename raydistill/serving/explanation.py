@@ -1,13 +1,11 @@
-"""Why a passage has its score: the terms that query and passage share, and what each adds. Pure."""
+"""The explanation of a score as the service tells it, terms by their names. Pure; see `index.explain`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from raydistill.encoders.batch import SparseBatch
+from raydistill.index.explain import Explanation
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +18,15 @@ class Contribution:
     product: float
 
 
-def contributions(query: SparseBatch, passage: SparseBatch, vocabulary: Sequence[str]) -> list[Contribution]:
-    """Return the shared terms of one query and one stored passage, the largest product first; together they are the score.
-
-    Args:
-        query: one row.
-        passage: one row, as `Searcher.vectors` gives it, over the same vocabulary.
-        vocabulary: the terms by id.
-    """
-    terms, at_query, at_passage = np.intersect1d(query.term_ids, passage.term_ids, assume_unique=True, return_indices=True)
-    weights, impacts = query.weights[at_query], passage.weights[at_passage]
-    products = weights * impacts
-    order = np.argsort(-products, kind="stable").tolist()
-    return [Contribution(vocabulary[int(terms[n])], float(weights[n]), float(impacts[n]), float(products[n])) for n in order]
+def contributions(explanation: Explanation, vocabulary: Sequence[str]) -> list[Contribution]:
+    """Return the shared terms, the largest product first; `vocabulary` holds the terms' names by id."""
+    found = explanation
+    return [
+        Contribution(
+            vocabulary[int(found.terms[n])],
+            float(found.query_weights[n]),
+            float(found.impacts[n]),
+            float(found.contributions[n]),
+        )
+        for n in found.order().tolist()
+    ]

@@ -28,6 +28,7 @@ from starlette.responses import JSONResponse
 from raydistill import __version__
 from raydistill.config import HttpConfig, RerankConfig, ServeConfig
 from raydistill.errors import RaydistillError, UnavailableError
+from raydistill.index.explain import explain
 from raydistill.index.fan_out import FanOut, Snapshot
 from raydistill.index.publish import current_version
 from raydistill.index.segment_group import Hit
@@ -251,14 +252,13 @@ class SearchService:
                 404, "unknown_passage", f"passage {passage_id!r} is not in version {snapshot.version.version} of the index"
             )
         query = self._student.vectors([asked])
-        score = snapshot.scores(query, [number])[0]
-        shared = contributions(query, snapshot.vectors(number), self._student.vocabulary)
+        found = explain(*query.row(0), *snapshot.vectors(number).row(0))
         return {
             "index": _named(snapshot),
             "passage_id": passage_id,
-            "score": float(score[0]),
+            "score": float(found.score),
             "query_terms": int(query.lengths()[0]),
-            "contributions": [dataclasses.asdict(each) for each in shared],
+            "contributions": [dataclasses.asdict(each) for each in contributions(found, self._student.vocabulary)],
         }
 
     def _follow(self) -> None:

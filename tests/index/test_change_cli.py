@@ -21,8 +21,8 @@ def run(tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]) -
     """Run a command on a small world and return its status, output and errors."""
     data = small_world(tmp_path / "data")
 
-    def command(name: str, *options: str) -> tuple[int, str, str]:
-        status = main([name, *options, *arguments(data, str(tmp_path / "root"))])
+    def command(name: str, *options: str, overrides: tuple[str, ...] = ()) -> tuple[int, str, str]:
+        status = main([name, *options, *arguments(data, str(tmp_path / "root")), *overrides])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -51,7 +51,12 @@ def test_an_index_is_changed_and_compacted_by_commands(run: Run, tmp_path: Path)
     status, output, _ = run("replace", "--passages", str(new), "--missing", "ok")
     assert "4 passages added, 3 deleted" in output
     assert "1 ids were not in the index and were added: 'n9'" in output
+    (tmp_path / "named.jsonl").write_text(json.dumps({"_id": "m1", "body": "a text under another name"}) + "\n")
+    columns = "data.corpus_columns={text: body}"
+    status, output, _ = run("append", "--passages", str(tmp_path / "named.jsonl"), overrides=(columns,))
+    assert "1 passages added, 0 deleted" in output
     (tmp_path / "gone.txt").write_text("n0\nn1\n\nnobody\n")
+    assert run("delete", "--id", "m1")[0] == 0
     status, _, errors = run("delete", "--ids", str(tmp_path / "gone.txt"), "--id", "n2")
     assert "1 of 4 passages to delete are not in" in errors
     status, output, _ = run("delete", "--ids", str(tmp_path / "gone.txt"), "--id", "n2", "--missing", "ok")

@@ -22,7 +22,7 @@ def test_the_products_of_the_shared_terms_add_up_to_the_score(tmp_path, asked, s
     query, passage = (SparseBatch.from_rows([each], 9) for each in (asked, stored))
     write_segment(tmp_path / "x.seg", passage, ["p"], "f16")
     searcher = Searcher([Segment(tmp_path / "x.seg")])
-    found = contributions(query, searcher.vectors(np.array([0])), VOCABULARY)
+    found = contributions(searcher.explain(query, 0), VOCABULARY)
     assert {each.term for each in found} == {VOCABULARY[term] for term in asked.keys() & stored.keys()}
     score = searcher.scores(query, [np.array([0])])[0][0]
     assert sum(each.product for each in found) == pytest.approx(score, rel=1e-5)
