@@ -90,8 +90,12 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _gc(options: argparse.Namespace) -> int:
+    from raydistill.errors import StorageError
     from raydistill.storage.collect import Policy, collect
+    from raydistill.storage.store import open_store
 
+    if next(iter(open_store(options.root).list("")), None) is None:
+        raise StorageError(f"{options.root} holds nothing at all; check the root")
     policy = Policy(options.keep_versions, options.grace * 3600)
     if options.delete:
         with writing_to(options.root, options.single_writer, f"raydistill {options.name}"):

@@ -307,6 +307,8 @@ def test_the_command_is_a_dry_run_unless_told_otherwise(root: str, capsys: pytes
     assert main(["gc", root, "--keep-versions", "1", "--grace", "0", "--delete"]) == 0
     assert version_numbers(root) == [2]
     assert main(["gc", root, "--keep-versions", "0"]) == 1
+    assert main(["gc", f"{root}/mistyped"]) == 1
+    assert "holds nothing at all; check the root" in capsys.readouterr().err
 
 
 def test_versions_are_listed_and_one_is_gone_back_to(root: str, capsys: pytest.CaptureFixture[str]) -> None:
