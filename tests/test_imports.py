@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,12 @@ def test_every_module_says_what_lives_in_it() -> None:
         if not (PACKAGE / module).name.startswith("__") and not ast.get_docstring(ast.parse((PACKAGE / module).read_text()))
     ]
     assert not silent
+
+
+def test_no_two_test_modules_share_a_name() -> None:
+    """Pytest imports them by their name alone: the second of two would fail, or be read as the first."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py")
+    assert [name for name, times in names.items() if times > 1] == []
 
 
 def test_a_training_worker_loads_no_compiler_and_no_data_frames() -> None:
