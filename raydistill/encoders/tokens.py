@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SLICE_TEXTS = 256
+"""Texts that a tokenizer gets at a time: what it makes beside the ids (offsets, words, what it cut) is ten times as large."""
+
 
 def tokenize(tokenizer: Any, texts: list[str], max_tokens: int) -> list[list[int]]:
     """Return the token ids of each text with special tokens, cut at `max_tokens`."""
@@ -17,6 +20,16 @@ def tokenize(tokenizer: Any, texts: list[str], max_tokens: int) -> list[list[int
 
 def tokenize_counted(tokenizer: Any, texts: list[str], max_tokens: int) -> tuple[list[list[int]], int]:
     """Return what `tokenize` does, and how many texts were longer."""
+    ids: list[list[int]] = []
+    longer = 0
+    for start in range(0, len(texts), SLICE_TEXTS):
+        found, cut = _tokenized(tokenizer, texts[start : start + SLICE_TEXTS], max_tokens)
+        ids += found
+        longer += cut
+    return ids, longer
+
+
+def _tokenized(tokenizer: Any, texts: list[str], max_tokens: int) -> tuple[list[list[int]], int]:
     # A text may hold [SEP] as a separator: it becomes that token, which is what the student's text form wants.
     encoded = tokenizer(
         texts,
