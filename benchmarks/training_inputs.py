@@ -171,12 +171,13 @@ def _models(folder: Path, passages: list[str]) -> None:
 def candidate_stream(config: Any, candidates: Any, vectors: Any) -> Any:
     """Return raydistill's training stream over the candidates."""
     from raydistill.distill.stream import CandidateStream
+    from raydistill.teachers.combine import Combiner
 
     return CandidateStream(
         candidates=candidates,
         vectors=vectors,
         sampling=config.train.sampling,
-        combination=config.train.combine,
+        combination=Combiner(config.train.combine),
         global_batch=BATCH,
         seed=config.train.seed,
         shuffle_buffer=config.train.shuffle_buffer,

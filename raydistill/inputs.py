@@ -156,6 +156,13 @@ class RunInputs:
                 queries = [query for found in self.taught().values() for query in found.queries()]
                 raise DataError(f"teacher {teacher.name}: {known_nothing(teacher.rewrites, queries)}")
         training = {each.name for each in self.teachers_of("train")}
+        for scorer in self._config.scorers:
+            if scorer.query not in training and scorer.query in {each.name for each in self._config.teachers}:
+                raise DataError(
+                    f"scorers.{scorer.name}.query is the teacher {scorer.query!r}, which has a rewrite of no training turn; "
+                    "take another, or add its rewrites"
+                )
+            training.add(scorer.name)
         idle = [name for name in self._config.train.objective.teacher_names if name not in training]
         if idle:
             raise DataError(

@@ -196,6 +196,7 @@ class Chain:
     def score(self, number: int = 1) -> Artifact:
         """Mine candidates for the training turns of a round: from the second on, with the student of the round before."""
         from raydistill.index.mine import mine_candidates
+        from raydistill.scoring.stage import score_candidates
 
         # The corpus first: what is wrong with it should show before the teachers are paid.
         _ = self.corpus
@@ -203,11 +204,28 @@ class Chain:
         queries, qrels = list(self.inputs.train.queries()), self.inputs.train.qrels
         planned = self._rounds[number - 1].candidates
         student = self._student(number - 1) if number > 1 else None
-        return self._stage(
-            stage_name("score", number),
-            lambda: planned.find_manifest() is not None,
-            lambda: mine_candidates(self.settled, queries, qrels, rewrites, index, student),
-        )
+
+        def mine_and_score() -> Artifact:
+            mined = mine_candidates(self.settled, queries, qrels, rewrites, index, student)
+            return score_candidates(self.config.scorers, mined, rewrites, index, self.config.score.workers)
+
+        return self._stage(stage_name("score", number), lambda: planned.find_manifest() is not None, mine_and_score)
+
+    def mined(self, name: str) -> Artifact:
+        """Candidates of the train or the test turns by the teachers alone; of test turns, only the judged ones."""
+        from raydistill.index.mine import mine_candidates
+        from raydistill.scoring.stage import score_candidates
+
+        if name == "train":
+            return self.score()
+        _ = self.corpus
+        found = self.inputs.taught()[name]
+        judged = [query for query in found.queries() if found.qrels.get(query.query_id)]
+        rewrites, index = self.teach()[name], self.index()
+        # Gold passages that nobody retrieved must not join: the rankings are to be measured.
+        mined = mine_candidates(self.settled, judged, {}, rewrites, index)
+        scorers = [scorer.model_copy(update={"calibrate": False}) for scorer in self.config.scorers]
+        return score_candidates(scorers, mined, rewrites, index, self.config.score.workers)
 
     def train(self) -> Artifact:
         """Distil the student, round after round; return that of the last round. Earlier ones stay."""
@@ -243,12 +261,14 @@ class Chain:
         """Return the addresses of every round's candidates and student, computed or not."""
         from raydistill.distill.train import student_artifact
         from raydistill.index.mine import candidates_artifact
+        from raydistill.scoring.stage import scored_artifact
 
         queries, qrels = list(self.inputs.train.queries()), self.inputs.train.qrels
         rounds: list[Round] = []
         for _ in range(self.config.rounds):
             before = rounds[-1].student if rounds else None
-            candidates = candidates_artifact(self.settled, queries, qrels, rewrites, index, before)
+            mined = candidates_artifact(self.settled, queries, qrels, rewrites, index, before)
+            candidates = scored_artifact(self.config.scorers, mined, rewrites)
             start = before or self._first_start
             student = student_artifact(self.settled, candidates, index, self.inputs.validation, start)
             rounds.append(Round(candidates, student))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from raydistill.actor_pool import require_resources, require_shared_root
 from raydistill.config import (
+    CrossEncoderScorerConfig,
     DistillConfig,
     DocumentsConfig,
     LearnedDocumentsConfig,
@@ -49,6 +50,11 @@ def check_inputs(config: DistillConfig, inputs: RunInputs) -> None:
         from raydistill.reranking.cross_encoder import check_cross_encoder
 
         check_cross_encoder(config.evaluate.rerank, "evaluate.rerank")
+    for scorer in config.scorers:
+        # Imported here: it needs torch.
+        from raydistill.scoring.opening import check_scorer
+
+        check_scorer(scorer)
 
 
 def check_endpoints(config: DistillConfig, planned: Callable[[], Mapping[str, Mapping[str, Artifact]]]) -> None:
@@ -93,6 +99,10 @@ def check_workers(config: DistillConfig, stages: Collection[str]) -> None:
                 require_resources(teacher.workers.model_copy(update={"actors": 1}), f"teachers.{teacher.name}")
             if isinstance(teacher, VllmTeacherConfig):
                 require_places(1, teacher.tensor_parallel_size, teacher.name)
+    if "score" in stages:
+        for scorer in config.scorers:
+            workers = scorer.encoder.workers if isinstance(scorer, CrossEncoderScorerConfig) else scorer.llm.workers
+            require_resources(workers.model_copy(update={"actors": 1}), f"scorers.{scorer.name}")
     for stage, workers in (
         ("index", config.index.workers),
         ("score", config.score.workers),

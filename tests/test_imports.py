@@ -40,6 +40,7 @@ RUNS_SHARDS = {
     "index/gold_texts.py",
     "distill/document_mining.py",
     "evaluation/evaluate.py",
+    "scoring/stage.py",
     "preparation.py",
 }
 TOP = {
@@ -50,6 +51,7 @@ TOP = {
     "cli",
     "cli_change",
     "cli_exchange",
+    "cli_teachers",
     "cli_upkeep",
     "cli_writer",
     "demo",
@@ -65,6 +67,7 @@ ALLOWED_ROOMS: dict[str, set[str]] = {
     "index": {"storage", "conversations", "encoders", "teachers"},
     "distill": {"storage", "conversations", "encoders", "index", "teachers", "evaluation"},
     "reranking": {"conversations"},
+    "scoring": {"storage", "conversations", "index", "teachers", "reranking"},
     "evaluation": {"storage", "conversations", "encoders", "index", "teachers", "reranking"},
     "serving": {"storage", "conversations", "encoders", "index", "reranking"},
 }

@@ -79,8 +79,9 @@ from raydistill.config.regularisation import (
     RegularisationConfig,
     SparsityTarget,
 )
-from raydistill.config.rerank import QueryText, RerankConfig
+from raydistill.config.rerank import CrossEncoderConfig, QueryText, RerankConfig
 from raydistill.config.sampling import SamplingConfig
+from raydistill.config.scorers import CONVERSATION_FORMS, CrossEncoderScorerConfig, LlmScorerConfig, ScorerConfig
 from raydistill.config.serve import FanOutConfig, HttpConfig, ReplicasConfig, ServeConfig
 from raydistill.config.student import Attention, FreezeConfig, HeadKind, LoraConfig, Pooling, StudentConfig
 from raydistill.config.teachers import (
@@ -100,6 +101,7 @@ from raydistill.config.tuning import StudyConfig, TuneConfig
 
 __all__ = [
     "AS_ASKED",
+    "CONVERSATION_FORMS",
     "DOCUMENT_TEACHERS",
     "IN_CONVERSATIONS",
     "OPERATIONAL",
@@ -112,6 +114,8 @@ __all__ = [
     "ConversationSource",
     "CorpusConfig",
     "CorpusFormat",
+    "CrossEncoderConfig",
+    "CrossEncoderScorerConfig",
     "DataConfig",
     "DatasetConfig",
     "DatasetPart",
@@ -140,6 +144,7 @@ __all__ = [
     "LearnedDocumentsConfig",
     "LexicalDocumentsConfig",
     "ListwiseCe",
+    "LlmScorerConfig",
     "Location",
     "LoggersConfig",
     "LoraConfig",
@@ -177,6 +182,7 @@ __all__ = [
     "SamplingConfig",
     "ScoreConfig",
     "ScoreTerm",
+    "ScorerConfig",
     "SearchEngine",
     "Section",
     "SeismicBuildConfig",

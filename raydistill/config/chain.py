@@ -6,9 +6,10 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from raydistill.config.data import DataConfig
 from raydistill.config.evaluate import EvaluateConfig
-from raydistill.config.fields import Location, Name, Operational, Section
+from raydistill.config.fields import Added, Location, Name, Operational, Section
 from raydistill.config.index import IndexConfig, ScoreConfig
 from raydistill.config.sampling import Window
+from raydistill.config.scorers import CONVERSATION_FORMS, ScorerConfig
 from raydistill.config.student import StudentConfig
 from raydistill.config.teachers import TeacherConfig
 from raydistill.config.train import TrainConfig, ValidationConfig
@@ -41,6 +42,8 @@ class DistillConfig(Section):
     student: StudentConfig
     index: IndexConfig = IndexConfig()
     score: ScoreConfig = ScoreConfig()
+    scorers: Added[tuple[ScorerConfig, ...]] = ()
+    """Models that read the best candidates of the training turns; each becomes one more teacher of scores."""
     train: TrainConfig = TrainConfig()
     rounds: PositiveInt = 1
     """Rounds of mining and training. From the second on, the student of the round before mines too (its own top passages
@@ -59,10 +62,16 @@ class DistillConfig(Section):
 
     @model_validator(mode="after")
     def _teachers_have_their_own_names(self) -> DistillConfig:
-        names = [teacher.name for teacher in self.teachers]
+        names = [*(teacher.name for teacher in self.teachers), *(scorer.name for scorer in self.scorers)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"teachers: the name {twice[0]!r} is used twice; results are stored by name")
+        readable = [*CONVERSATION_FORMS, *(teacher.name for teacher in self.teachers)]
+        for scorer in self.scorers:
+            if scorer.query not in readable:
+                raise ValueError(
+                    f"scorers: {scorer.name} is to read {scorer.query!r} as the query; it can read {', '.join(readable)}"
+                )
         if self.rounds > 1 and "student" in names:
             raise ValueError(
                 "teachers: with rounds above 1 the name 'student' is taken by the student that mines too; rename it"
@@ -73,6 +82,15 @@ class DistillConfig(Section):
                 f"train.objective names the teacher {unknown[0]!r}, and there is none of that name; the teachers are "
                 f"{', '.join(names)}"
             )
+        weights = self.train.teacher_weights or {}
+        unknown = [name for name in weights if name not in names]
+        if unknown:
+            raise ValueError(
+                f"train.teacher_weights names the teacher {unknown[0]!r}, and there is none of that name; the teachers are "
+                f"{', '.join(names)}"
+            )
+        if not any(weights.get(name, 1.0) for name in names):
+            raise ValueError("train.teacher_weights are all 0, so nobody would teach; give one of them a weight")
         return self
 
     @model_validator(mode="after")

@@ -1,27 +1,24 @@
-"""The second stage of a search: a cross-encoder over the best passages of the first."""
+"""Cross-encoders, and the second stage of a search: one over the best passages of the first."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
+from typing_extensions import Self
 
 from raydistill.config.fields import ModelSource, Operational, Section, WorkerConfig
 
 QueryText = Literal["last turn", "all user turns", "full conversation"]
 
 
-class RerankConfig(Section):
-    """A cross-encoder that reads query and passage together, and orders the first passages of a result anew."""
+class CrossEncoderConfig(Section):
+    """A model that reads query and passage together."""
 
     model: ModelSource
     """Hub id, folder or package:NAME/FOLDER of a sequence classifier with one output, or with two (second less first)."""
     revision: str | None = None
     """Of a hub id."""
-    depth: PositiveInt = 50
-    """Passages that are read; those below keep their place after them."""
-    query: QueryText = "full conversation"
-    """What of the conversation it reads, newest utterance first."""
     query_tokens: PositiveInt = 192
     """Tokens of the query that are read; the oldest utterances go first."""
     max_tokens: PositiveInt = 512
@@ -34,10 +31,19 @@ class RerankConfig(Section):
     workers: WorkerConfig = WorkerConfig()
 
     @model_validator(mode="after")
-    def _leaves_room(self) -> RerankConfig:
+    def _leaves_room(self) -> Self:
         if self.query_tokens >= self.max_tokens:
             raise ValueError(
                 f"query_tokens is {self.query_tokens} and max_tokens {self.max_tokens}, so no room is left for the passage; "
                 "lower query_tokens or raise max_tokens"
             )
         return self
+
+
+class RerankConfig(CrossEncoderConfig):
+    """A cross-encoder that orders the first passages of a result anew."""
+
+    depth: PositiveInt = 50
+    """Passages that are read; those below keep their place after them."""
+    query: QueryText = "full conversation"
+    """What of the conversation it reads, newest utterance first."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from raydistill.config.fields import Fraction, Name, NonNegativeFloat, Operational, Section, WorkerConfig
+from raydistill.config.fields import Added, Fraction, Name, NonNegativeFloat, Operational, Section, WorkerConfig
 from raydistill.config.objective import Objective
 from raydistill.config.regularisation import RegularisationConfig
 from raydistill.config.sampling import SamplingConfig
@@ -120,8 +121,11 @@ class TrainConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     objective: Objective = Objective.parse("kld")
     """What the student is trained to do: a weighted sum of terms, such as `0.9*kld(tau=1) + 0.1*infonce(tau=4)`."""
-    combine: Literal["mean", "max", "min", "zscore_mean"] = "mean"
-    """How the teachers' scores of a passage become one."""
+    combine: Literal["mean", "max", "min", "zscore_mean", "minmax_mean", "rank_fusion", "agreement", "feedback"] = "mean"
+    """How the teachers' scores of a passage become one: raydistill.teachers.combine defines each. Those that scale a
+    teacher's scores first want a temperature of their own in the objective."""
+    teacher_weights: Added[dict[Name, NonNegativeFloat] | None] = None
+    """What teachers weigh in a combination that is a mean, by name; 1 for those that are not named."""
     regularisation: RegularisationConfig = RegularisationConfig()
     shuffle_buffer: PositiveInt = 4096
     """Queries shuffled together in memory; parts are shuffled globally on top."""
@@ -153,6 +157,21 @@ class TrainConfig(Section):
         if self.precision == "fp16" and self.workers.gpus == 0:
             raise ValueError("precision fp16 needs a GPU (workers.gpus: 1); use bf16 or fp32 on the CPU")
         return self
+
+    @model_validator(mode="after")
+    def _weights_count(self) -> TrainConfig:
+        weights = self.teacher_weights
+        if weights and self.combine in ("max", "min", "feedback"):
+            raise ValueError(
+                f"teacher_weights is set, and combine is {self.combine}, which takes none; set combine to mean, "
+                "zscore_mean, minmax_mean, rank_fusion or agreement, or leave the weights out"
+            )
+        return self
+
+    def weights_of(self, teachers: Sequence[str]) -> tuple[float, ...] | None:
+        """Return the weights of teachers in their order; None where all weigh the same."""
+        given = self.teacher_weights
+        return tuple(given.get(name, 1.0) for name in teachers) if given else None
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:

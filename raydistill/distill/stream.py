@@ -28,7 +28,7 @@ from raydistill.distill.sampling import draw, generator
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import TrainingError
 from raydistill.storage.artifacts import Artifact, Part
-from raydistill.teachers.combine import Combination, combine
+from raydistill.teachers.combine import Combiner
 
 _COLUMNS = ["query_id", "depth", "question", "history", "gold", "passages", "scores"]
 _REWRITES = ["rewrite_terms", "rewrite_weights"]
@@ -120,7 +120,7 @@ class CandidateStream:
         candidates: Artifact,
         vectors: PassageVectors,
         sampling: SamplingConfig,
-        combination: Combination,
+        combination: Combiner,
         global_batch: int,
         seed: int,
         shuffle_buffer: int,
@@ -216,9 +216,10 @@ class CandidateStream:
         numbers: list[NDArray[np.int64]] = []
         filled = 0
         for row, (epoch, query) in enumerate(rows):
-            scores = combine(query.scores, self._combination).astype(np.float32)
+            is_gold = np.isin(query.passages, query.gold)
+            scores = self._combination(query.scores, is_gold).astype(np.float32)
             usable = np.flatnonzero(np.isfinite(scores))
-            golds = np.flatnonzero(np.isin(query.passages[usable], query.gold))
+            golds = np.flatnonzero(is_gold[usable])
             sample = draw(scores[usable], golds, self._sampling, self._seed, epoch, query.query_id)
             positions = usable[sample.positions]
             drawn = len(positions)

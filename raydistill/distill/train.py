@@ -32,6 +32,7 @@ from raydistill.model_source import model_identity
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
 from raydistill.storage.folders import fetch_folder, put_folder
 from raydistill.storage.store import open_store
+from raydistill.teachers.combine import Combiner
 
 FORMAT_VERSION = 2
 _STEPS_BETWEEN_PREEMPTION_CHECKS = 8
@@ -187,11 +188,12 @@ def _train_in(
     index = IndexVersion.from_json(settings["index"])
     share = document_share(index)
     candidates = Artifact.from_json(settings["candidates"])
+    names = candidates.manifest().metadata["teachers"]
     stream = CandidateStream(
         candidates=candidates,
         vectors=ForwardVectors(index),
         sampling=config.train.sampling,
-        combination=config.train.combine,
+        combination=Combiner(config.train.combine, config.train.weights_of(names)),
         global_batch=config.train.global_batch,
         seed=config.train.seed,
         shuffle_buffer=config.train.shuffle_buffer,
@@ -200,7 +202,6 @@ def _train_in(
     validator = None
     if validation is not None:
         validator = Validator(config.train.validation, validation, open_searcher(index, threads), share)
-    names = candidates.manifest().metadata["teachers"]
     trainer = Trainer(student, config.train, stream, tokenizer, place, share, names, validator)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SLICE_TEXTS = 256
-"""Texts that a tokenizer gets at a time: what it makes beside the ids (offsets, words, what it cut) is ten times as large."""
+"""Texts that a tokenizer gets at a time: what it makes beside ids (offsets, words, what it cut) is many times as large."""
 
 
 def tokenize(tokenizer: Any, texts: list[str], max_tokens: int) -> list[list[int]]:

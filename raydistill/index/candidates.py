@@ -100,6 +100,17 @@ def candidate_table(
     return pa.Table.from_arrays(columns, schema=CANDIDATES)
 
 
+def candidate_scores(table: pa.Table, row: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the passages int64 [C] of a row of CANDIDATES and their scores float32 [T, C], NaN where absent."""
+    passages = np.asarray(table.column("passages")[row].values.to_numpy(), dtype=np.int64)
+    of_teachers = table.column("scores")[row]
+    scores = np.full((len(of_teachers), len(passages)), np.nan, dtype=np.float32)
+    for teacher, given in enumerate(of_teachers):
+        if given.is_valid:
+            scores[teacher] = given.values.to_numpy(zero_copy_only=False)
+    return passages, scores
+
+
 def _by_teacher(arrays: Sequence[Sequence[NDArray[Any] | None]], dtype: np.dtype[Any]) -> pa.Array:
     """Return list<list> with one list a query of one list a teacher, from T sequences of Q arrays."""
     by_query = [array for of_query in zip(*arrays, strict=True) for array in of_query]

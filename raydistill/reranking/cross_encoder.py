@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raydistill.config import RerankConfig
+from raydistill.config import CrossEncoderConfig
 from raydistill.errors import ConfigError
 from raydistill.model_source import resolve_model
 
@@ -28,7 +28,7 @@ class CrossEncoder:
     Raises ConfigError when the model cannot be loaded, has other outputs or reads fewer than `config.max_tokens` tokens.
     """
 
-    def __init__(self, config: RerankConfig, device: str = "cpu", field: str = "rerank") -> None:
+    def __init__(self, config: CrossEncoderConfig, device: str = "cpu", field: str = "rerank") -> None:
         from transformers import AutoModelForSequenceClassification
 
         check_cross_encoder(config, field)
@@ -81,7 +81,7 @@ class CrossEncoder:
         return pair
 
 
-def check_cross_encoder(config: RerankConfig, field: str) -> None:
+def check_cross_encoder(config: CrossEncoderConfig, field: str) -> None:
     """Raise ConfigError when a model is no cross-encoder or reads too little; reads its configuration and tokenizer only."""
     from transformers import AutoConfig
 
@@ -110,7 +110,7 @@ def check_cross_encoder(config: RerankConfig, field: str) -> None:
         )
 
 
-def _tokenizer(config: RerankConfig, field: str) -> Any:
+def _tokenizer(config: CrossEncoderConfig, field: str) -> Any:
     from transformers import AutoTokenizer
 
     folder = resolve_model(config.model, f"{field}.model")

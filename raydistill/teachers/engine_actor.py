@@ -21,7 +21,7 @@ from ray.util import get_placement_group, placement_group, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raydistill.errors import ResourceError, TeacherError
-from raydistill.teachers.engine import Engine, EngineDiedError, Generation, Sampling
+from raydistill.teachers.engine import Choices, Engine, EngineDiedError, Generation, Sampling
 
 _LIVES = 3
 """How often an engine is started for one call before the call is given up: a prompt may be what kills it."""
@@ -57,12 +57,21 @@ class EngineActor:
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Generation]:
         """Generate with the engine. Raises TeacherError when it fails, dies again and again, or hangs; ResourceError when
         the cluster has no room."""
+        made: list[Generation] = self._answer("generate", list(prompts), sampling)
+        return made
+
+    def choose(self, prompts: Sequence[str], options: Sequence[str]) -> Choices:
+        """Choose with the engine. Raises as `generate`."""
+        made: Choices = self._answer("choose", list(prompts), list(options))
+        return made
+
+    def _answer(self, call: str, *arguments: Any) -> Any:
         reason = ""
         for _ in range(_LIVES):
             if self._actor is None:
                 self._start()
             try:
-                answer = ray.get(self._actor.generate.remote(list(prompts), sampling), timeout=self._deadline_s)
+                answer = ray.get(self._actor.answer.remote(call, *arguments), timeout=self._deadline_s)
             except GetTimeoutError:
                 self.close()
                 raise TeacherError(
@@ -73,7 +82,7 @@ class EngineActor:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()[:300]
                 self.close()
                 continue
-            if isinstance(answer, list):
+            if not isinstance(answer, tuple):
                 return answer
             reason, died = answer
             if not died:
@@ -180,12 +189,13 @@ class _Host:
         self._make = make
         self._engine: Engine | None = None
 
-    def generate(self, prompts: list[str], sampling: Sampling) -> list[Generation] | tuple[str, bool]:
-        """Return the generations, or the reason why there are none and whether the engine is lost."""
+    def answer(self, call: str, *arguments: Any) -> list[Generation] | Choices | tuple[str, bool]:
+        """Return what the engine's method gives, or the reason why it gives nothing and whether the engine is lost."""
         try:
             if self._engine is None:
                 self._engine = self._make()
-            return self._engine.generate(prompts, sampling)
+            made: list[Generation] | Choices = getattr(self._engine, call)(*arguments)
+            return made
         except EngineDiedError as error:
             return str(error), True
         except TeacherError as error:

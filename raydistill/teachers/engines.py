@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol
 
 from raydistill.config import (
     GeneratingTeacherConfig,
@@ -18,7 +18,7 @@ from raydistill.config import (
 from raydistill.errors import ConfigError
 from raydistill.model_source import model_identity
 from raydistill.teachers.cache import EngineIdentity, GenerationCache
-from raydistill.teachers.engine import Engine, Generation, Sampling
+from raydistill.teachers.engine import Choices, ChoosingEngine, Engine, Generation, Sampling
 from raydistill.teachers.prompts import PromptTemplate, find_template
 from raydistill.teachers.rewriting import PromptTokenizer, Retry, Rewriter
 
@@ -41,18 +41,8 @@ def open_rewriter(teacher: GeneratingTeacherConfig, cache: GenerationCache, grou
     Args:
         group_name: what the names of placement groups begin with, for engines that have them.
     """
-    beams = 1
-    if isinstance(teacher, OpenAiTeacherConfig):
-        engine, tokenizer, budget = *_endpoint(teacher), teacher.max_prompt_tokens
-    elif isinstance(teacher, VllmTeacherConfig):
-        tokenizer, budget = _tokenizer(teacher)
-        engine = _vllm(teacher, group_name)
-    else:
-        import torch
-
-        torch.set_num_threads(max(1, int(teacher.workers.cpus)))
-        tokenizer, budget = _tokenizer(teacher)
-        engine, beams = _LazyTransformers(teacher, tokenizer), teacher.num_beams
+    engine, tokenizer, budget = _opened(teacher, group_name, teacher.max_new_tokens)
+    beams = teacher.num_beams if isinstance(teacher, TransformersTeacherConfig) else 1
     return Rewriter(
         engine=engine,
         tokenizer=tokenizer,
@@ -64,6 +54,35 @@ def open_rewriter(teacher: GeneratingTeacherConfig, cache: GenerationCache, grou
         samples=teacher.samples,
         retry=_retry(teacher),
     )
+
+
+def open_choosing(
+    teacher: GeneratingTeacherConfig, group_name: str = "scorer"
+) -> tuple[ChoosingEngine, PromptTokenizer, int]:
+    """Return a teacher's engine for choosing between answers, its tokenizer and the budget of a prompt in tokens.
+
+    Raises as `open_rewriter`.
+    """
+    return _opened(teacher, group_name, new_tokens=1)
+
+
+class _OpenedEngine(Engine, ChoosingEngine, Protocol):
+    """Every engine does both."""
+
+
+def _opened(
+    teacher: GeneratingTeacherConfig, group_name: str, new_tokens: int
+) -> tuple[_OpenedEngine, PromptTokenizer, int]:
+    if isinstance(teacher, OpenAiTeacherConfig):
+        return *_endpoint(teacher), teacher.max_prompt_tokens
+    if isinstance(teacher, VllmTeacherConfig):
+        tokenizer, budget = _tokenizer(teacher, new_tokens)
+        return _vllm(teacher, group_name), tokenizer, budget
+    import torch
+
+    torch.set_num_threads(max(1, int(teacher.workers.cpus)))
+    tokenizer, budget = _tokenizer(teacher, new_tokens)
+    return _LazyTransformers(teacher, tokenizer), tokenizer, budget
 
 
 def check_prompts(teacher: GeneratingTeacherConfig) -> None:
@@ -106,7 +125,7 @@ def check_teacher(teacher: GeneratingTeacherConfig) -> None:
         check_endpoint(teacher.base_url, teacher.model, api_key_of(teacher.api_key_env, teacher.name), teacher.name)
 
 
-def _endpoint(teacher: OpenAiTeacherConfig) -> tuple[Engine, PromptTokenizer]:
+def _endpoint(teacher: OpenAiTeacherConfig) -> tuple[_OpenedEngine, PromptTokenizer]:
     from raydistill.teachers.openai_engine import OpenAiEngine, Patience, api_key_of
     from raydistill.teachers.openai_protocol import Wording
 
@@ -141,7 +160,7 @@ class _RemoteTokenizer:
         return message
 
 
-def _vllm(teacher: VllmTeacherConfig, group_name: str) -> Engine:
+def _vllm(teacher: VllmTeacherConfig, group_name: str) -> _OpenedEngine:
     from raydistill.teachers.engine_actor import EngineActor
     from raydistill.teachers.vllm_engine import VllmEngine
 
@@ -158,15 +177,15 @@ def _vllm(teacher: VllmTeacherConfig, group_name: str) -> Engine:
     return EngineActor(make, [{"GPU": 1}] * teacher.tensor_parallel_size, group_name, teacher.answer_timeout_s)
 
 
-def _tokenizer(teacher: TransformersTeacherConfig | VllmTeacherConfig) -> tuple[Any, int]:
-    """Return the tokenizer of a model that is loaded here, and the budget of a prompt in tokens."""
+def _tokenizer(teacher: TransformersTeacherConfig | VllmTeacherConfig, new_tokens: int) -> tuple[Any, int]:
+    """Return the tokenizer of a model that is loaded here, and the budget of a prompt in tokens before so many new ones."""
     from raydistill.teachers.transformers_engine import ModelTokenizer, model_positions
 
     budget = teacher.max_prompt_tokens
     positions, shared = model_positions(teacher.model, teacher.revision, teacher.trust_remote_code)
     if positions:
         # Rather show fewer turns than hand the model a prompt that it cannot take.
-        budget = max(1, min(budget, positions - (teacher.max_new_tokens if shared else 0)))
+        budget = max(1, min(budget, positions - (new_tokens if shared else 0)))
     return ModelTokenizer(teacher.model, teacher.revision, teacher.trust_remote_code), budget
 
 
@@ -180,8 +199,12 @@ class _LazyTransformers:
         """Generate with the loaded engine."""
         return self._engine.generate(prompts, sampling)
 
+    def choose(self, prompts: Sequence[str], options: Sequence[str]) -> Choices:
+        """Choose with the loaded engine."""
+        return self._engine.choose(prompts, options)
+
     @cached_property
-    def _engine(self) -> Engine:
+    def _engine(self) -> _OpenedEngine:
         from raydistill.teachers.transformers_engine import TransformersEngine
 
         config = self._config

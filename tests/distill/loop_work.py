@@ -22,6 +22,7 @@ from raydistill.index.forward import ForwardVectors, document_share
 from raydistill.index.publish import IndexVersion
 from raydistill.index.search import open_searcher
 from raydistill.storage.artifacts import Artifact
+from raydistill.teachers.combine import Combiner
 
 
 def train(rank: int, workers: int, spec: dict[str, Any]) -> None:
@@ -81,7 +82,7 @@ def _trainer(rank: int, workers: int, spec: dict[str, Any], tokenizer: Any) -> T
         Artifact.from_json(spec["candidates"]),
         ForwardVectors(index),
         config.sampling,
-        config.combine,
+        Combiner(config.combine),
         config.global_batch,
         config.seed,
         config.shuffle_buffer,

@@ -27,6 +27,7 @@ from raydistill.index.forward import ForwardVectors
 from raydistill.index.publish import IndexVersion, IndexWriter
 from raydistill.index.segment import Impacts, write_segment
 from raydistill.storage.artifacts import fingerprint
+from raydistill.teachers.combine import Combiner
 from tests.distill.conftest import PASSAGES, WORDS, put_candidates
 
 SEGMENTS = {"a": slice(0, 25), "b": slice(25, PASSAGES)}
@@ -87,7 +88,7 @@ def test_scores_from_the_index_are_those_of_documents_encoded_again(
     index = built_index(str(tmp_path), encoder_of(tiny_encoder, 4096), impacts)
     recorded = Recording(ForwardVectors(index))
     sampling = SamplingConfig.model_validate({"passages": 12, "policy": "uniform"})
-    stream = CandidateStream(put_candidates(str(tmp_path)), recorded, sampling, "mean", 6, 42, 4096)
+    stream = CandidateStream(put_candidates(str(tmp_path)), recorded, sampling, Combiner("mean"), 6, 42, 4096)
     batch = next(stream.batches(0))
     student = encoder_of(tiny_encoder, 4096).encode_queries([query.question for query in batch.queries]).to_dense()
     tensors = StepTensors.of(batch, torch.device("cpu"), Objective.parse("kld + infonce"))

@@ -23,6 +23,7 @@ from raydistill.errors import TrainingError
 from raydistill.index.publish import IndexVersion
 from raydistill.index.search import open_searcher
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
+from raydistill.teachers.combine import Combiner
 
 Mined = tuple[Artifact, IndexVersion]
 KINDS = ["mixed", "depth", "source"]
@@ -33,7 +34,7 @@ def stream(
 ) -> CandidateStream:
     candidates, index = mined
     chosen = SamplingConfig(**{"passages": 6, "top": 1, "policy": "window(first=2, last=30)", **sampling})
-    return CandidateStream(candidates, open_searcher(index), chosen, "mean", batch, seed, buffer, with_rewrites)
+    return CandidateStream(candidates, open_searcher(index), chosen, Combiner("mean"), batch, seed, buffer, with_rewrites)
 
 
 def ids(batch: StepBatch) -> list[str]:
