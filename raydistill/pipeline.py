@@ -27,6 +27,7 @@ from raydistill.progress import output_console
 from raydistill.storage.artifacts import Artifact, fingerprint
 from raydistill.storage.lease import writing
 from raydistill.storage.store import open_store
+from raydistill.teaching import Rewrites, planned_rewrites, teach_all
 
 logger = logging.getLogger("raydistill")
 T = TypeVar("T")
@@ -93,41 +94,20 @@ class Chain:
         names = {name.partition(" round ")[0] for name in self.stage_names(until)}
         return names - {"teach"} if until in ("documents", "index") else names
 
-    def planned_rewrites(self) -> dict[str, dict[str, Artifact]]:
-        """Addresses of all rewrites, computed or not: set name -> name of each teacher that covers the set -> artifact."""
-        from raydistill.teachers.pool import rewrites_artifact
-
-        inputs, root = self.inputs, self.config.root
-        return {
-            name: {
-                each.name: rewrites_artifact(each, inputs.turns_fingerprint(name, each), root)
-                for each in inputs.teachers_of(name)
-            }
-            for name in inputs.taught()
-        }
+    def planned_rewrites(self) -> Rewrites:
+        """Addresses of all rewrites, computed or not."""
+        return planned_rewrites(self.config, self.inputs)
 
     # The stages.
 
-    def teach(self) -> dict[str, dict[str, Artifact]]:
-        """Rewrite every turn of both sets with every teacher, one teacher after another; see `planned_rewrites`."""
-        from raydistill.teachers.pool import teach
-
-        inputs, root = self.inputs, self.config.root
+    def teach(self) -> Rewrites:
+        """Rewrite every turn of both sets with every teacher; see `teaching`."""
 
         def is_finished() -> bool:
             planned = [artifact for by_teacher in self.planned_rewrites().values() for artifact in by_teacher.values()]
             return all(artifact.find_manifest() is not None for artifact in planned)
 
-        def rewrite() -> dict[str, dict[str, Artifact]]:
-            made: dict[str, dict[str, Artifact]] = {name: {} for name in inputs.taught()}
-            for teacher in self.config.teachers:
-                for name in inputs.taught():
-                    if teacher in inputs.teachers_of(name):
-                        queries, identity = inputs.asked_of(name, teacher), inputs.turns_fingerprint(name, teacher)
-                        made[name][teacher.name] = teach(teacher, queries, identity, root)
-            return made
-
-        return self._stage("teach", is_finished, rewrite)
+        return self._stage("teach", is_finished, lambda: teach_all(self.config, self.inputs))
 
     @cached_property
     def corpus(self) -> Artifact:

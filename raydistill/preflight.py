@@ -21,7 +21,8 @@ from raydistill.config import (
 from raydistill.conversations.prepared import corpus_files
 from raydistill.distill.loggers import check_loggers
 from raydistill.encoders.documents import check_positions, check_vocabulary, load_term_counter
-from raydistill.errors import ConfigError
+from raydistill.encoders.student_source import student_identity
+from raydistill.errors import ConfigError, RaydistillError
 from raydistill.inputs import RunInputs
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.files import input_files
@@ -50,6 +51,12 @@ def check_inputs(config: DistillConfig, inputs: RunInputs) -> None:
         from raydistill.reranking.cross_encoder import check_cross_encoder
 
         check_cross_encoder(config.evaluate.rerank, "evaluate.rerank")
+    for teacher in config.teachers:
+        if not isinstance(teacher, RecordedTeacherConfig) and teacher.spend is not None and teacher.spend.student:
+            try:
+                student_identity(teacher.spend.student)
+            except RaydistillError as error:
+                raise ConfigError(f"teachers.{teacher.name}.spend.{error}") from error
     for scorer in config.scorers:
         # Imported here: it needs torch.
         from raydistill.scoring.opening import check_scorer

@@ -40,6 +40,7 @@ RUNS_SHARDS = {
     "index/gold_texts.py",
     "distill/document_mining.py",
     "evaluation/evaluate.py",
+    "scoring/context.py",
     "scoring/stage.py",
     "preparation.py",
 }
@@ -48,6 +49,7 @@ TOP = {
     "inputs",
     "preflight",
     "plan",
+    "teaching",
     "cli",
     "cli_change",
     "cli_exchange",
@@ -67,7 +69,7 @@ ALLOWED_ROOMS: dict[str, set[str]] = {
     "index": {"storage", "conversations", "encoders", "teachers"},
     "distill": {"storage", "conversations", "encoders", "index", "teachers", "evaluation"},
     "reranking": {"conversations"},
-    "scoring": {"storage", "conversations", "index", "teachers", "reranking"},
+    "scoring": {"storage", "conversations", "encoders", "index", "teachers", "reranking"},
     "evaluation": {"storage", "conversations", "encoders", "index", "teachers", "reranking"},
     "serving": {"storage", "conversations", "encoders", "index", "reranking"},
 }

@@ -66,6 +66,15 @@ class DistillConfig(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"teachers: the name {twice[0]!r} is used twice; results are stored by name")
+        plain = [teacher.name for teacher in self.teachers if teacher.engine == "recorded" or teacher.spend is None]
+        for teacher in self.teachers:
+            spend = None if teacher.engine == "recorded" else teacher.spend
+            strange = [name for name in (spend.among if spend else ()) if name not in plain]
+            if strange:
+                raise ValueError(
+                    f"teachers.{teacher.name}.spend.among names {strange[0]!r}, which is no teacher without a budget of its "
+                    f"own; those are {', '.join(plain) or 'none'}"
+                )
         readable = [*CONVERSATION_FORMS, *(teacher.name for teacher in self.teachers)]
         for scorer in self.scorers:
             if scorer.query not in readable:

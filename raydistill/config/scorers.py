@@ -20,6 +20,7 @@ _OF_REWRITING = (
     "history_turns",
     "turns_per_task",
     "num_beams",
+    "spend",
 )
 
 

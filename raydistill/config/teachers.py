@@ -11,6 +11,8 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, WrapVal
 from pydantic_core import PydanticCustomError
 
 from raydistill.config.fields import (
+    Added,
+    Fraction,
     Location,
     ModelSource,
     Name,
@@ -63,6 +65,54 @@ class RetryConfig(Section):
     """Another prompt template; None for the same."""
 
 
+class SpendConfig(Section):
+    """Which training turns a teacher is asked about. Turns of the test set are always asked: they are what is measured."""
+
+    skip: Literal["nothing", "first turns", "self-contained"] = "first turns"
+    """Turns that are their own rewrite and are not asked: those without a history; with self-contained also those for which
+    `student` gives nearly one vector with the conversation and without it."""
+    student: Location | None = None
+    """self-contained: folder of an earlier student, or the address of a student artifact."""
+    agreement: Fraction = 0.9
+    """self-contained: least cosine of the student's two vectors."""
+    order: Literal["as they come", "disagreement"] = "as they come"
+    """What a budget is spent on first; disagreement: turns that the teachers `among` have rewritten most differently."""
+    among: tuple[Name, ...] = ()
+    """Teachers without a budget of their own, at least two; they are asked before."""
+    calls: PositiveInt | None = None
+    """Turns that are asked at most. Of the limits that are given, the tightest holds."""
+    tokens: PositiveInt | None = None
+    """Prompt and new tokens at most, estimated beforehand (3 bytes of the prompt a token, and max_new_tokens)."""
+    dollars: PositiveFloat | None = None
+    """Cost at most by the same estimate."""
+    prompt_price: NonNegativeFloat = 0.0
+    """Dollars a million prompt tokens."""
+    generated_price: NonNegativeFloat = 0.0
+    """Dollars a million new tokens."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SpendConfig:
+        if (self.skip == "self-contained") != (self.student is not None):
+            raise ValueError(
+                f"skip is {self.skip} and student {self.student or 'not set'}; self-contained turns are told by a student: "
+                "set both or neither"
+            )
+        if self.order == "disagreement" and len(self.among) < 2:
+            raise ValueError(
+                f"order is disagreement, and among names {len(self.among)} teachers; name two or more, who are asked before"
+            )
+        if self.order != "disagreement" and self.among:
+            raise ValueError("among is set, and only order: disagreement goes by it; set that, or leave among out")
+        limits = (self.calls, self.tokens, self.dollars)
+        if self.order == "disagreement" and not any(limits):
+            raise ValueError("order is disagreement, and nothing is limited; set calls, tokens or dollars")
+        if self.dollars is not None and not self.prompt_price + self.generated_price:
+            raise ValueError(
+                "dollars is set, and no price; set prompt_price and generated_price, in dollars a million tokens"
+            )
+        return self
+
+
 class _GeneratingTeacher(Section):
     """What every teacher that writes rewrites with a language model is asked."""
 
@@ -83,6 +133,8 @@ class _GeneratingTeacher(Section):
     turns_per_task: Operational[PositiveInt] = 128
     """Turns handed to an actor at a time, and the most that a crash can lose."""
     workers: PoolConfig = PoolConfig()
+    spend: Added[SpendConfig | None] = None
+    """Which training turns it is asked about; None: all."""
 
     @model_validator(mode="after")
     def _samples_differ(self) -> _GeneratingTeacher:

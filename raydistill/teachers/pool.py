@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -42,6 +42,7 @@ from raydistill.teachers.rewriting import (
     rewrite_table,
     row_counters,
 )
+from raydistill.teachers.spending import Decision, Decisions
 
 logger = logging.getLogger("raydistill")
 
@@ -56,7 +57,14 @@ _ADVICE = {
 """By engine: what to do when no prompt at all was answered."""
 
 
-def teach(teacher: TeacherConfig, queries: Sequence[ConversationalQuery], queries_fingerprint: str, root: str) -> Artifact:
+def teach(
+    teacher: TeacherConfig,
+    queries: Sequence[ConversationalQuery],
+    queries_fingerprint: str,
+    root: str,
+    decided_by: Mapping[str, str] | None = None,
+    decide: Callable[[], Decisions] | None = None,
+) -> Artifact:
     """Return the committed artifact of kind "rewrites" that holds one row a query, in the order of the queries.
 
     Parquet columns are those of `raydistill.teachers.rewriting.REWRITE_SCHEMA`; the manifest's metadata holds the
@@ -67,32 +75,38 @@ def teach(teacher: TeacherConfig, queries: Sequence[ConversationalQuery], querie
         queries: every query once. Prompts that show answers or facts show those of the queries.
         queries_fingerprint: of everything that decides the queries, and their own rewrites where the teacher reads those.
         root: run root URI.
+        decided_by, decide: which turns are asked, and the fingerprints of what that goes by; None asks all of them.
 
     Raises:
         TeacherError: the model cannot be loaded, or not one rewrite came out.
         DataError: a malformed file of recorded rewrites, or a recorded teacher that knows none of the queries.
         ResourceError: the cluster cannot hold the workers.
     """
-    artifact = rewrites_artifact(teacher, queries_fingerprint, root)
+    artifact = rewrites_artifact(teacher, queries_fingerprint, root, decided_by)
     if artifact.find_manifest() is not None:
         return artifact
+    decisions = decide() if decide is not None else None
     if isinstance(teacher, RecordedTeacherConfig):
         parts = _recorded_parts(teacher, queries, artifact)
         extra: dict[str, Any] = {"source": list(teacher.rewrites)}
     else:
-        parts = _generated_parts(teacher, queries, artifact)
+        parts = _generated_parts(teacher, queries, artifact, decisions)
         extra = teacher.model_dump(mode="json", include={"model", "revision", "identity", "prompt"})
+    if decisions is not None:
+        extra["spend"] = decisions.counts()
+        logger.info("teacher %s: %s", teacher.name, _spending(decisions))
     counts = _summed([part.counters for part in parts])
-    if queries and counts["failed"] == counts["queries"]:
+    failed = counts["failed"] - counts.get("over_budget", 0)
+    if queries and failed == counts["queries"] - counts.get("over_budget", 0) - counts.get("self_contained", 0) > 0:
         raise TeacherError(
             f"teacher {teacher.name} failed on all {len(queries)} queries ({_reasons(counts)}; first: "
             f"{_first_raw(artifact, parts[0])!r}); correct its prompt, model or budgets"
         )
-    if counts["failed"]:
+    if failed:
         logger.warning(
             "teacher %s: %d of %d rewrites failed (%s); the last utterance stands in",
             teacher.name,
-            counts["failed"],
+            failed,
             counts["queries"],
             _reasons(counts),
         )
@@ -100,7 +114,9 @@ def teach(teacher: TeacherConfig, queries: Sequence[ConversationalQuery], querie
     return artifact
 
 
-def rewrites_artifact(teacher: TeacherConfig, queries_fingerprint: str, root: str) -> Artifact:
+def rewrites_artifact(
+    teacher: TeacherConfig, queries_fingerprint: str, root: str, decided_by: Mapping[str, str] | None = None
+) -> Artifact:
     """Return the address of a teacher's rewrites, computed or not; reads its files or folder to know their content."""
     if isinstance(teacher, RecordedTeacherConfig):
         held = "".join(f" and {place}" for place in WITHOUT_FILE if place in teacher.rewrites)
@@ -108,7 +124,7 @@ def rewrites_artifact(teacher: TeacherConfig, queries_fingerprint: str, root: st
     else:
         check_prompts(teacher)
         source = engine_identity(teacher).key
-    inputs = {"queries": queries_fingerprint, "teacher": source}
+    inputs = {"queries": queries_fingerprint, "teacher": source, **(decided_by or {})}
     return Artifact(root, KIND, teacher.name, fingerprint(KIND, _FORMAT_VERSION, teacher, inputs))
 
 
@@ -133,12 +149,16 @@ def _recorded_row(query: ConversationalQuery, known: RecordedRewrites) -> Rewrit
 
 
 def _generated_parts(
-    teacher: GeneratingTeacherConfig, queries: Sequence[ConversationalQuery], artifact: Artifact
+    teacher: GeneratingTeacherConfig,
+    queries: Sequence[ConversationalQuery],
+    artifact: Artifact,
+    decisions: Decisions | None,
 ) -> list[Part]:
     ranges = _ranges(len(queries), teacher.turns_per_task)
     finished = ArtifactWriter(artifact).finished()
     waiting = [each for each in ranges if _part_name(*each) not in finished]
-    specs = [_spec(start, stop, queries[start:stop], teacher.history_turns) for start, stop in waiting]
+    of = {} if decisions is None else decisions.of
+    specs = [_spec(start, stop, queries[start:stop], teacher.history_turns, of) for start, stop in waiting]
     arguments = {
         "teacher": teacher.model_dump(mode="json"),
         "artifact": artifact.to_json(),
@@ -165,13 +185,15 @@ class RewriteWorker:
 
     def __call__(self, spec: dict[str, Any]) -> dict[str, Any]:
         """Rewrite the range and return its part. Raises TeacherError when nothing can be loaded or answered."""
-        rows, counters = self._rewriter.rewrite(_requests(spec))
+        requests = _requests(spec)
+        rows, counters = self._rewriter.rewrite(requests) if requests else ([], row_counters([]))
         if len(rows) > 1 and all(row.failure is not None and Failure(row.failure).is_of_engine for row in rows):
             # Stored, this would be taken for finished by every later try.
             raise TeacherError(
                 f"teacher {self._teacher.name} could answer none of {len(rows)} prompts ({rows[0].raw}); "
                 + _ADVICE[self._teacher.engine]
             )
+        rows, counters = _with_unasked(rows, counters, spec.get("unasked", []))
         return _put(self._artifact, spec["start"], spec["stop"], rows, counters).to_json()
 
     @cached_property
@@ -200,8 +222,21 @@ def _group_name(artifact: Artifact) -> str:
     return f"{artifact.name}-{artifact.fingerprint[:16]}"
 
 
-def _spec(start: int, stop: int, queries: Sequence[ConversationalQuery], history_turns: int) -> dict[str, Any]:
+def _spec(
+    start: int,
+    stop: int,
+    queries: Sequence[ConversationalQuery],
+    history_turns: int,
+    decisions: Mapping[str, Decision] | None = None,
+) -> dict[str, Any]:
     """Return a range of queries as JSON, every turn of its conversations written once however many histories show it."""
+    of = decisions or {}
+    unasked = [
+        [place, query.query_id, query.question, of[query.query_id].value]
+        for place, query in enumerate(queries)
+        if of.get(query.query_id, Decision.ASK) is not Decision.ASK
+    ]
+    queries = [query for query in queries if of.get(query.query_id, Decision.ASK) is Decision.ASK]
     turns: list[list[str]] = []
     numbers: dict[Turn, int] = {}
     rows = []
@@ -212,7 +247,33 @@ def _spec(start: int, stop: int, queries: Sequence[ConversationalQuery], history
                 numbers[turn] = len(turns)
                 turns.append([turn.question, turn.answer])
         rows.append([query.query_id, query.question, [numbers[turn] for turn in shown], query.answer, list(query.facts)])
-    return {"start": start, "stop": stop, "turns": turns, "queries": rows}
+    return {"start": start, "stop": stop, "turns": turns, "queries": rows, "unasked": unasked}
+
+
+def _with_unasked(
+    rows: list[Rewrite], counters: Mapping[str, float], unasked: Sequence[Sequence[Any]]
+) -> tuple[list[Rewrite], dict[str, float]]:
+    """Return all rows of a range in order, with those that were not asked, and the counters of all."""
+    if not unasked:
+        return rows, dict(counters)
+    waiting = iter(rows)
+    told = {
+        place: Rewrite(query_id, question, None if kind == Decision.SELF_CONTAINED.value else Failure.MISSING.value, "")
+        for place, query_id, question, kind in unasked
+    }
+    whole = [told[place] if place in told else next(waiting) for place in range(len(rows) + len(told))]
+    kinds = [kind for *_, kind in unasked]
+    return whole, {**counters, **row_counters(whole), **{kind: kinds.count(kind) for kind in sorted(set(kinds))}}
+
+
+def _spending(decisions: Decisions) -> str:
+    counts = decisions.counts()
+    saved = 1.0 - counts["estimated_tokens"] / max(1.0, counts["estimated_tokens_of_all"])
+    price = f", about {counts['estimated_dollars']:.2f} dollars" if counts["estimated_dollars_of_all"] else ""
+    return (
+        f"{counts['ask']:g} turns are asked, {counts['self_contained']:g} are self-contained, {counts['over_budget']:g} "
+        f"over the budget; about {saved:.0%} of the tokens are saved{price}"
+    )
 
 
 def _requests(spec: Mapping[str, Any]) -> list[RewriteRequest]:
