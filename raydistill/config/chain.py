@@ -8,7 +8,7 @@ from raydistill.config.data import DataConfig
 from raydistill.config.evaluate import EvaluateConfig
 from raydistill.config.fields import Added, Location, Name, Operational, Section
 from raydistill.config.index import IndexConfig, ScoreConfig
-from raydistill.config.sampling import Window
+from raydistill.config.sampling import SamplingConfig, Window
 from raydistill.config.scorers import CONVERSATION_FORMS, ScorerConfig
 from raydistill.config.student import StudentConfig
 from raydistill.config.teachers import TeacherConfig
@@ -133,12 +133,29 @@ class DistillConfig(Section):
                 f"(score.top_k {self.score.top_k}, {miners} rankings), so no step could draw as many; lower it or raise "
                 "score.top_k"
             )
+        self._check_scored(sampling)
         if sampling.batches == "source" and len(self.data.train) == 1:
             raise ValueError(
                 "train.sampling.batches is source, and data.train has one source only, so it would change nothing; take "
                 "mixed or depth"
             )
         return self
+
+    def _check_scored(self, sampling: SamplingConfig) -> None:
+        """Raise ValueError where the passages that every heard scorer has read are too few to draw from."""
+        weights = self.train.teacher_weights or {}
+        heard = [scorer for scorer in self.scorers if weights.get(scorer.name, 1.0)]
+        if not heard:
+            return
+        least = min(heard, key=lambda scorer: scorer.depth)
+        first = sampling.policy.first if isinstance(sampling.policy, Window) else 1
+        if sampling.passages > least.depth + (sampling.gold != "none") or first > least.depth:
+            raise ValueError(
+                f"scorers: {least.name} reads {least.depth} candidates of a turn, and train.sampling wants "
+                f"{sampling.passages} passages from rank {first} on; train.combine leaves out what one of its teachers has not "
+                "scored, so raise the scorer's depth, draw less, or leave it out of the combination "
+                f"(train.teacher_weights: {{{least.name}: 0}})"
+            )
 
     @model_validator(mode="after")
     def _top_terms_leave_something_to_penalise(self) -> DistillConfig:
