@@ -12,6 +12,7 @@ from rich.console import Console
 
 from raydistill import __version__
 from raydistill.cli_change import add_change_commands
+from raydistill.cli_compare import add_compare_command
 from raydistill.cli_exchange import add_exchange_commands
 from raydistill.cli_inspect import add_inspect_command
 from raydistill.cli_teachers import add_teacher_commands
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         "--folder", type=Path, default=Path("runs/demo"), help="where data and results go (default: runs/demo)"
     )
     demo.set_defaults(command=_run_demo)
+    add_compare_command(commands)
     add_inspect_command(commands)
     add_teacher_commands(commands)
     add_exchange_commands(commands)

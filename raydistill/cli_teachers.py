@@ -56,7 +56,8 @@ def _scoring(options: argparse.Namespace, purpose: str) -> Iterator[Chain]:
 
 
 def _ablate(options: argparse.Namespace) -> int:
-    from raydistill.evaluation.ablation import ablation, ablation_json, ablation_page, console_table
+    from raydistill.evaluation.ablation import EXPLAINED, ablation
+    from raydistill.evaluation.comparison import comparison_json, comparison_page, console_table
     from raydistill.progress import output_console
     from raydistill.storage.store import open_store
 
@@ -66,10 +67,10 @@ def _ablate(options: argparse.Namespace) -> int:
         found = ablation(candidates, index, chain.inputs.taught()[options.turns].qrels, config.evaluate)
         origin = {"run": config.run, "turns": options.turns, "candidates": candidates.uri, "top_k": config.score.top_k}
         store, name = open_store(config.root), f"{chain.prefix}/ablation-{options.turns}"
-        store.replace(f"{name}.json", ablation_json(found, origin))
-        store.replace(f"{name}.html", ablation_page(found, f"Teachers of {config.run}, {options.turns} turns"))
+        store.replace(f"{name}.json", comparison_json(found, origin))
+        store.replace(f"{name}.html", comparison_page(found, f"Teachers of {config.run}, {options.turns} turns", EXPLAINED))
     console = output_console()
-    console.print(console_table(found))
+    console.print(console_table(found, f"{found.queries} judged turns, against the best teacher"))
     console.print(f"report   {store.root}/{name}.html", soft_wrap=True, highlight=False)
     return 0
 

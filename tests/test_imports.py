@@ -53,6 +53,7 @@ TOP = {
     "inspector",
     "cli",
     "cli_change",
+    "cli_compare",
     "cli_exchange",
     "cli_inspect",
     "cli_teachers",

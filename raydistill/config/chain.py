@@ -152,8 +152,8 @@ class DistillConfig(Section):
         if sampling.passages > least.depth + (sampling.gold != "none") or first > least.depth:
             raise ValueError(
                 f"scorers: {least.name} reads {least.depth} candidates of a turn, and train.sampling wants "
-                f"{sampling.passages} passages from rank {first} on; train.combine leaves out what one of its teachers has not "
-                "scored, so raise the scorer's depth, draw less, or leave it out of the combination "
+                f"{sampling.passages} passages from rank {first} on; train.combine leaves out what one of its teachers has "
+                "not scored, so raise the scorer's depth, draw less, or leave it out of the combination "
                 f"(train.teacher_weights: {{{least.name}: 0}})"
             )
 

@@ -14,7 +14,8 @@ import pytest
 
 from raydistill.config import EvaluateConfig
 from raydistill.errors import ConfigError, DataError
-from raydistill.evaluation.ablation import BY_GOLD, ablation, ablation_json, ablation_page, console_table
+from raydistill.evaluation.ablation import BY_GOLD, ablation
+from raydistill.evaluation.comparison import comparison_json, comparison_page, console_table
 from raydistill.evaluation.preferences import SCHEMA, check_path, judged_turns, preference_pairs, write_preferences
 from raydistill.index.candidates import candidate_scores
 from raydistill.index.lookup import passage_names
@@ -96,13 +97,15 @@ def test_the_best_teacher_is_what_others_are_tested_against(mined, qrels):
     by_name = {row.name: row for row in found.rows}
     for measure in MEASURES:
         means = {name: by_name[name].measures[measure]["mean"] for name in "ab"}
-        assert found.best[measure] == max("ab", key=lambda name: means[name])
+        assert found.baseline[measure] == max("ab", key=lambda name: means[name])
         for row in found.rows:
-            if row.name == found.best[measure]:
-                assert measure not in row.against_best
+            if row.name == found.baseline[measure]:
+                assert measure not in row.against
                 continue
-            told = row.against_best[measure]
-            assert told["difference"]["mean"] == pytest.approx(row.measures[measure]["mean"] - means[found.best[measure]])
+            told = row.against[measure]
+            assert told["difference"]["mean"] == pytest.approx(
+                row.measures[measure]["mean"] - means[found.baseline[measure]]
+            )
             assert 0 < told["p_value"] <= told["p_holm"] <= 1
     assert by_name[BY_GOLD].measures["nDCG@10"]["mean"] >= max(by_name[name].measures["nDCG@10"]["mean"] for name in "ab")
 
@@ -142,11 +145,11 @@ def test_qrels_of_other_turns_are_refused(mined):
 
 def test_what_is_shown(mined, qrels):
     found = ablation(*mined, qrels, CONFIG)
-    document = json.loads(ablation_json(found, {"run": "r"}))
+    document = json.loads(comparison_json(found, {"run": "r"}))
     assert document["run"] == "r"
     assert [row["name"] for row in document["rows"]] == [row.name for row in found.rows]
-    assert console_table(found).row_count == len(found.rows)
-    text = ablation_page(found, "Teachers & <co>").decode()
+    assert console_table(found, "all").row_count == len(found.rows)
+    text = comparison_page(found, "Teachers & <co>", "By what they find.").decode()
     assert "Teachers &amp; &lt;co&gt;" in text
     assert text.count("<svg") == len(MEASURES)
     assert "://" not in text
