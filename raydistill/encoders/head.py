@@ -182,16 +182,26 @@ class _Packed:
         if group:
             yield group
 
+    def _common_length(self, group: list[int]) -> int | None:
+        """Return the tokens of each text of a group where they are equal and no text lies between, else None: then one
+        maximum over all texts takes the place of one a text."""
+        lengths = {self.ends[text + 1] - self.ends[text] for text in range(group[0], group[-1] + 1)}
+        return lengths.pop() if len(lengths) == 1 else None
+
     def maxima(self, weight: Tensor, slice_terms: int, dtype: torch.dtype) -> Tensor:
         """Return max_l hidden_l . weight_v of products in `dtype`, [B, V] float32 (float64); -inf for empty texts."""
         result = torch.promote_types(self.tokens.dtype, torch.float32)
         maxima = self.tokens.new_full((len(self.ends) - 1, len(weight)), -torch.inf, dtype=result)
-        tokens, groups = self.tokens.to(dtype), list(self.groups())
+        tokens, groups = self.tokens.to(dtype), [(group, self._common_length(group)) for group in self.groups()]
         for start in range(0, len(weight), slice_terms):
             rows = weight[start : start + slice_terms].to(dtype).T
-            for group in groups:
+            for group, length in groups:
                 first = self.ends[group[0]]
                 logits = tokens[first : self.ends[group[-1] + 1]] @ rows
+                if length is not None:
+                    best = logits.view(len(group), length, len(rows.T)).amax(1)
+                    maxima[group[0] : group[-1] + 1, start : start + slice_terms] = best
+                    continue
                 for text in group:
                     best = logits[self.ends[text] - first : self.ends[text + 1] - first].amax(0)
                     maxima[text, start : start + slice_terms] = best

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 from ray.util import placement_group_table
@@ -81,9 +82,11 @@ def loaded(folder: str) -> Engine:
 
 
 def test_an_engine_elsewhere_answers_as_here_and_again_after_its_process_was_killed(group: str, tiny_causal: str) -> None:
-    here = loaded(tiny_causal).generate(PROMPTS, GREEDY)
+    engine = loaded(tiny_causal)
+    here, chosen = engine.generate(PROMPTS, GREEDY), engine.choose(PROMPTS, ["a", "b"])
     elsewhere = EngineActor(partial(loaded, tiny_causal), ONE_CPU, group, deadline_s=300)
     assert elsewhere.generate(PROMPTS, GREEDY) == here
+    np.testing.assert_allclose(elsewhere.choose(PROMPTS, ["a", "b"]).log_probabilities, chosen.log_probabilities, atol=1e-5)
     first = elsewhere.process_id()
     assert first != os.getpid()
     os.kill(first, signal.SIGKILL)
