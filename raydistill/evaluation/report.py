@@ -28,6 +28,7 @@ from raydistill.evaluation.report_results import (
     results_section,
     signed_text,
 )
+from raydistill.evaluation.report_slices import slices_section
 from raydistill.evaluation.report_teachers import example_section, teacher_section
 from raydistill.evaluation.summary import Metrics, best_system, best_values, ordered_systems, systems_with_role
 from raydistill.evaluation.training_curves import training_figures, validation_figures
@@ -68,6 +69,7 @@ def build_report(
             results_section(metrics),
             comparison_section(metrics),
             effectiveness_section(metrics),
+            slices_section(metrics),
             page.section("Training", page.grid(training_figures(training, config.train.objective.part_names), small=True)),
             page.section("Validation", page.grid(validation_figures(validation), small=True)),
             teacher_section(metrics),

@@ -12,6 +12,7 @@ Pure: the Ray stage that retrieves is `evaluate`, the page that shows the number
     comparisons     student against each other system and measure: {system, measure, difference {mean, low, high},
                     p_value, p_holm (corrected over the systems of a measure), wins, losses}
     teachers        {rewrites {name: {rows, failures {kind: count}}}, agreement {names, overlap [T][T]}}
+    slices          parts of the turns, see `slices`
     examples        {measure, teacher, best [...], worst [...]}: turns on which the student beats or loses to the best
                     teacher, with texts, or null without a student and a teacher
 """
@@ -30,6 +31,7 @@ from raydistill.conversations.records import ConversationalQuery
 from raydistill.evaluation.measures import DepthBin, Scores, depth_bins, judged_share, score_run, top_overlap
 from raydistill.evaluation.runs import Qrels, Run
 from raydistill.evaluation.significance import compare, holm, mean_interval
+from raydistill.evaluation.slices import slices
 
 Role = Literal["baseline", "teacher", "student", "reranked"]
 Metrics = dict[str, Any]
@@ -103,6 +105,7 @@ def summarise(
         "measures": list(config.measures),
         "systems": [_system(result, scores[result.name], ordered, bins, config) for result in results],
         "comparisons": _comparisons(results, scores, config),
+        "slices": slices(queries, scores),
         "teachers": {
             "rewrites": {name: {"rows": each.rows, "failures": dict(each.failures)} for name, each in rewrites.items()},
             "agreement": _agreement(results, list(ordered)),

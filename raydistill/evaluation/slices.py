@@ -1,0 +1,64 @@
+"""Effectiveness on parts of the turns: by how much was said before, and by conversation. Pure.
+
+Added to the metrics (`summary`) as "slices", a list of
+
+    name      history or conversation
+    unit      what a label counts
+    groups    a list of {label, queries, means {system {measure: mean}}}; those of history ascend, neighbours merged until
+              each holds at least five turns; conversations are in the order in which their first judged turn comes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raydistill.conversations.records import ConversationalQuery
+from raydistill.evaluation.measures import Scores, depth_bins
+
+WORD_BOUNDS = (0, 50, 100, 200, 400, 800)
+"""Upper bounds of words before the question; more than the last is a group of its own."""
+
+
+def slices(queries: Sequence[ConversationalQuery], scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
+    """Return both slices of some turns.
+
+    Args:
+        queries: in the order of the scores' rows.
+        scores: by system.
+    """
+    words = [history_words(query) for query in queries]
+    numbers = np.searchsorted(WORD_BOUNDS, words, side="left")
+    by_words = [_group(_label(found.first, found.last), found.rows, scores) for found in depth_bins(numbers.tolist())]
+    rows: dict[str, list[int]] = {}
+    for row, query in enumerate(queries):
+        rows.setdefault(query.conversation_id, []).append(row)
+    by_conversation = [_group(name, np.array(own, dtype=np.int64), scores) for name, own in rows.items()]
+    return [
+        {"name": "history", "unit": "words before the question", "groups": by_words},
+        {"name": "conversation", "unit": "conversation", "groups": by_conversation},
+    ]
+
+
+def history_words(query: ConversationalQuery) -> int:
+    """Return how many words, by white space, were said before a question, answers included."""
+    return sum(len(turn.question.split()) + len(turn.answer.split()) for turn in query.history)
+
+
+def _label(first: int, last: int) -> str:
+    low = 0 if first == 0 else WORD_BOUNDS[first - 1] + 1
+    if last >= len(WORD_BOUNDS):
+        return f"{low} and more"
+    high = WORD_BOUNDS[last]
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def _group(label: str, rows: NDArray[np.int64], scores: Mapping[str, Scores]) -> dict[str, Any]:
+    means = {
+        system: dict(zip(found.measures, found.values[rows].mean(axis=0).tolist(), strict=True))
+        for system, found in scores.items()
+    }
+    return {"label": label, "queries": len(rows), "means": means}

@@ -1,0 +1,58 @@
+"""Parts of the turns: every turn in one group, means that add up, and a page that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raydistill.conversations.records import ConversationalQuery, Turn
+from raydistill.evaluation.measures import Scores
+from raydistill.evaluation.report_slices import slices_section
+from raydistill.evaluation.slices import WORD_BOUNDS, history_words, slices
+from raydistill.evaluation.summary import Metrics
+
+
+def query(number: int, words: int) -> ConversationalQuery:
+    asked = words // 2
+    history = (Turn("t", 1, "w " * asked, "w " * (words - asked)),) if words else ()
+    return ConversationalQuery(f"q{number}", f"c{number % 4}", 1 + len(history), "and then?", history)
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=60))
+def test_every_turn_is_in_one_group_and_the_means_add_up(lengths: list[int]) -> None:
+    queries = [query(number, words) for number, words in enumerate(lengths)]
+    assert [history_words(each) for each in queries] == lengths
+    values = np.random.default_rng(0).random((len(lengths), 2))
+    scores = {"s": Scores(("RR", "R@5"), tuple(each.query_id for each in queries), values, ())}
+    for found in slices(queries, scores):
+        assert sum(group["queries"] for group in found["groups"]) == len(queries)
+        for column, measure in enumerate(("RR", "R@5")):
+            total = sum(group["queries"] * group["means"]["s"][measure] for group in found["groups"])
+            assert total == pytest.approx(values[:, column].sum())
+    by_words, by_conversation = slices(queries, scores)
+    assert [group["label"] for group in by_conversation["groups"]] == [f"c{n}" for n in range(min(4, len(queries)))]
+    assert all(group["queries"] >= min(5, len(queries)) for group in by_words["groups"])
+
+
+@pytest.mark.parametrize(
+    ("words", "label"), [(0, "0"), (1, "1–50"), (50, "1–50"), (51, "51–100"), (800, "401–800"), (801, "801 and more")]
+)
+def test_a_group_is_labelled_by_its_words(words: int, label: str) -> None:
+    queries = [query(number, words) for number in range(6)]
+    scores = {"s": Scores(("RR",), tuple(each.query_id for each in queries), np.zeros((6, 1)), ())}
+    assert [group["label"] for group in slices(queries, scores)[0]["groups"]] == [label]
+    assert WORD_BOUNDS[0] == 0
+
+
+def test_the_report_shows_the_groups(make_metrics: Callable[..., Metrics]) -> None:
+    metrics = make_metrics()
+    section = slices_section(metrics)
+    for group in metrics["slices"][0]["groups"]:
+        assert group["label"] in section
+    assert "by conversation" in section
+    assert "by conversation" not in slices_section(make_metrics(roles=("baseline",)))
+    assert slices_section({**metrics, "slices": []}) == ""
