@@ -29,7 +29,7 @@ def slices_section(metrics: Metrics) -> str:
     student, teacher = best_system(metrics, "student"), best_system(metrics, "teacher")
     if student is not None and teacher is not None:
         pair = [student["name"], teacher["name"]]
-        groups = _extremes(found["conversation"]["groups"], *pair, measure)
+        groups = _extremes(found["conversation"]["groups"], pair[0], pair[1], measure)
         blocks.append(
             page.figure(
                 f"{measure} by conversation",
