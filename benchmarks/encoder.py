@@ -23,6 +23,7 @@ from processes import CHECKOUT, in_a_process, machine
 
 OURS, THEIRS, HALF = "raydistill", "sentence-transformers", "raydistill bf16"
 STAGE_MODEL = "4 layers"
+FLOAT32_PASSAGES = 500
 PACKAGES = ("raydistill", "torch", "transformers", "tokenizers", "sentence-transformers", "ray", "numpy")
 
 
@@ -60,6 +61,11 @@ def main() -> int:
             for model in options.models:
                 if not results.has("runs", model, threads):
                     results.add("runs", model, threads, _compared(model, folder, threads, options.trial_passages))
+        for model in options.models:
+            if not results.has("float32", model, options.threads[0]):
+                results.add(
+                    "float32", model, options.threads[0], _noise(model, folder, options.threads[0], FLOAT32_PASSAGES)
+                )
         for threads in () if options.without_stage else options.threads:
             if not results.has("stages", STAGE_MODEL, threads):
                 results.add(
@@ -73,7 +79,7 @@ class _Results:
 
     def __init__(self, path: Path | None, origin: dict[str, Any]) -> None:
         self._path = path
-        self._content: dict[str, Any] = {**origin, "runs": [], "stages": []}
+        self._content: dict[str, Any] = {**origin, "runs": [], "float32": [], "stages": []}
         if path is not None and path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
             different = [name for name, value in origin.items() if found.get(name) != json.loads(json.dumps(value))]
@@ -81,7 +87,7 @@ class _Results:
                 raise SystemExit(
                     f"{path} was measured with other {' and '.join(different)}; give another --out or remove it"
                 )
-            self._content = found
+            self._content |= found
 
     def of(self, kind: str, model: str, threads: int) -> dict[str, Any] | None:
         wanted = [each for each in self._content[kind] if (each["model"], each["threads"]) == (model, threads)]
@@ -135,6 +141,17 @@ def _compared(model: str, folder: Path, threads: int, trial_passages: int) -> di
         flush=True,
     )
     return result
+
+
+def _noise(model: str, folder: Path, threads: int, passages: int) -> dict[str, Any]:
+    """Measure what float32 leaves open on a model, and print it."""
+    found = _call("encoder_variants", "own_difference", threads, folder=folder, model=model, passages=passages)
+    print(
+        f"{model}: {THEIRS} in batches of 1 and of 8 differs from itself by {found['difference']:.1e} (weights up to "
+        f"{found['largest_weight']:.1f})",
+        flush=True,
+    )
+    return found
 
 
 def _stage(folder: Path, threads: int, run: dict[str, Any] | None) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from encoder_inputs import CORPUS, MAX_TOKENS, model_folder, read_texts
-from numpy.typing import NDArray
 from processes import memory, reset_peak
 
 from raydistill.encoders.batch import SparseBatch
@@ -137,17 +136,33 @@ def loop(folder: Path, model: str, size: int) -> dict[str, Any]:
     return {"passages_per_second": passages / (time.perf_counter() - started)}
 
 
-def largest_difference(one: str, other: str) -> float:
-    """Return the largest absolute difference of two files of vectors; a term that one lacks counts as 0 there."""
-    keys: list[NDArray[np.int64]] = []
-    weights: list[NDArray[np.float64]] = []
-    for path, sign in ((one, 1.0), (other, -1.0)):
-        with np.load(path) as found:
-            rows = np.repeat(np.arange(len(found["indptr"]) - 1), np.diff(found["indptr"]))
-            keys.append(rows * 2**32 + found["term_ids"])
-            weights.append(sign * found["weights"].astype(np.float64))
+def own_difference(folder: Path, model: str, passages: int) -> dict[str, float]:
+    """Return how far sentence-transformers differs from itself on some of the passages, in batches of 1 and of 8, and how
+    large its weights are: what float32 leaves open on this model, whoever computes."""
+    texts = read_texts(folder)
+    texts = texts[:: max(1, len(texts) // passages)][:passages]
+    encode = _ENCODERS["sentence-transformers"](model_folder(folder, model), EncodingTally())()
+    one, other = (encode(texts, size) for size in (1, 8))
+    return {"difference": _difference(one, other), "largest_weight": float(one.weights.max())}
+
+
+def _difference(one: SparseBatch, other: SparseBatch) -> float:
+    keys, weights = [], []
+    for batch, sign in ((one, 1.0), (other, -1.0)):
+        rows = np.repeat(np.arange(len(batch)), batch.lengths())
+        keys.append(rows * 2**32 + batch.term_ids)
+        weights.append(sign * batch.weights.astype(np.float64))
     _, place = np.unique(np.concatenate(keys), return_inverse=True)
     return float(np.abs(np.bincount(place, np.concatenate(weights))).max())
+
+
+def largest_difference(one: str, other: str) -> float:
+    """Return the largest absolute difference of two files of vectors; a term that one lacks counts as 0 there."""
+    batches = []
+    for path in (one, other):
+        with np.load(path) as found:
+            batches.append(SparseBatch(found["indptr"], found["term_ids"], found["weights"], 2**31 - 1))
+    return _difference(*batches)
 
 
 def _segment_rows(folder: Path) -> int:
