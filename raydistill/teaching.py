@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import pyarrow.parquet as pq
-
 from raydistill.config import DistillConfig, GeneratingTeacherConfig, RecordedTeacherConfig, SpendConfig, TeacherConfig
 from raydistill.conversations.records import ConversationalQuery
 from raydistill.conversations.text import history_pairs
@@ -16,6 +14,7 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.teachers.openai_protocol import estimated_tokens
 from raydistill.teachers.pool import rewrites_artifact, teach
 from raydistill.teachers.prompts import find_template, render_prompt
+from raydistill.teachers.rewriting import rewrite_texts
 from raydistill.teachers.spending import Decisions, decide, disagreements
 
 Rewrites = dict[str, dict[str, Artifact]]
@@ -83,7 +82,7 @@ def _chooser(
         return None
 
     def choose() -> Decisions:
-        told = [_texts(rewrites[name]) for name in spend.among if name in rewrites]
+        told = [rewrite_texts(rewrites[name]) for name in spend.among if name in rewrites]
         if spend.order == "disagreement" and len(told) < 2:
             raise DataError(
                 f"teachers.{teacher.name}.spend.among: {len(told)} of {', '.join(spend.among)} have rewrites of training "
@@ -114,13 +113,3 @@ def _estimate(teacher: GeneratingTeacherConfig, query: ConversationalQuery) -> t
         facts=query.facts,
     )
     return estimated_tokens(prompt) * teacher.samples, teacher.max_new_tokens * teacher.samples
-
-
-def _texts(rewrites: Artifact) -> dict[str, str]:
-    """Return the rewrites that did not fail, by query id."""
-    texts: dict[str, str] = {}
-    for part in rewrites.manifest().parts:
-        table = pq.read_table(rewrites.fetch(part), columns=["query_id", "text", "failure"]).to_pydict()
-        rows = zip(table["query_id"], table["text"], table["failure"], strict=True)
-        texts.update((query_id, text) for query_id, text, failure in rows if failure is None)
-    return texts

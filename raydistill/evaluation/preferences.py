@@ -28,6 +28,7 @@ from raydistill.index.candidates import candidate_scores
 from raydistill.storage.artifacts import Artifact
 from raydistill.teachers.feedback import rewards
 from raydistill.teachers.prompts import PromptTemplate, render_prompt
+from raydistill.teachers.rewriting import rewrite_texts
 
 Pairs = Literal["extremes", "best", "all"]
 SCHEMA = pa.schema(
@@ -82,7 +83,7 @@ def judged_turns(candidates: Artifact, rewrites: Mapping[str, Artifact]) -> Iter
         rewrites: teacher -> the artifact that it was made from.
     """
     teachers = list(candidates.manifest().metadata["teachers"])
-    texts = {name: _texts(rewrites[name]) for name in teachers}
+    texts = {name: rewrite_texts(rewrites[name]) for name in teachers}
     for part in candidates.manifest().parts:
         table = pq.read_table(candidates.fetch(part))
         for row in range(len(table)):
@@ -92,15 +93,6 @@ def judged_turns(candidates: Artifact, rewrites: Mapping[str, Artifact]) -> Iter
             history = tuple((turn["question"], turn["answer"]) for turn in table.column("history")[row].as_py())
             own = {name: texts[name][query_id] for name in teachers if query_id in texts[name]}
             yield JudgedTurn(query_id, table.column("question")[row].as_py(), history, own, worth, kind)
-
-
-def _texts(rewrites: Artifact) -> dict[str, str]:
-    texts: dict[str, str] = {}
-    for part in rewrites.manifest().parts:
-        table = pq.read_table(rewrites.fetch(part), columns=["query_id", "text", "failure"]).to_pydict()
-        rows = zip(table["query_id"], table["text"], table["failure"], strict=True)
-        texts.update((query_id, text) for query_id, text, failure in rows if failure is None)
-    return texts
 
 
 def turn_rewards(

@@ -42,6 +42,7 @@ from raydistill.index.search import Searcher, open_searcher
 from raydistill.progress import track
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, Part, fingerprint
 from raydistill.storage.folders import fetch_folder
+from raydistill.storage.parts import summed_counters
 from raydistill.teachers.engine import Failure
 
 if TYPE_CHECKING:
@@ -135,17 +136,9 @@ def mine_candidates(
     if not any(finished[part.name].rows for part in parts):
         raise DataError(f"no teacher ({', '.join(rewrites)}) has a rewrite of any query; check the teachers' files")
     names = [part.name for part in parts]
-    counters = _summed([finished[name] for name in names])
+    counters = summed_counters([finished[name] for name in names])
     writer.commit(names, {"teachers": list(rewrites), "index": index.to_json(), "counters": counters})
     return candidates
-
-
-def _summed(parts: Sequence[Part]) -> dict[str, float]:
-    counters: dict[str, float] = {}
-    for part in parts:
-        for name, count in part.counters.items():
-            counters[name] = counters.get(name, 0) + count
-    return counters
 
 
 def _store_queries(queries: Sequence[ConversationalQuery], qrels: Qrels, config: DistillConfig) -> Artifact:

@@ -35,6 +35,7 @@ from raydistill.scoring.calibration import Calibration, fit, log_loss
 from raydistill.scoring.judges import Candidates, Judge, Tally
 from raydistill.scoring.opening import open_judge, scorer_identity
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, Part, fingerprint
+from raydistill.storage.parts import summed_counters
 from raydistill.teachers.combine import Combiner
 from raydistill.teachers.engine import Failure
 
@@ -119,7 +120,7 @@ def _judgements(
             done[part.name] = part
             advance(part.rows)
     parts = [done[spec["name"]] for spec in specs]
-    counters = _summed(parts)
+    counters = summed_counters(parts)
     if counters.get("passages", 0) and not counters.get("scored", 0):
         reasons = ", ".join(f"{name.removeprefix('failed.')} {count:g}" for name, count in counters.items() if "." in name)
         raise TeacherError(
@@ -158,14 +159,6 @@ def _ranges(part: Part, size: int) -> list[tuple[int, int, str]]:
         (start, min(size, part.rows - start), f"{part.name}-{start:06d}-{min(size, part.rows - start):06d}")
         for start in range(0, part.rows, size)
     ]
-
-
-def _summed(parts: Sequence[Part]) -> dict[str, float]:
-    counters: dict[str, float] = {}
-    for part in parts:
-        for name, count in part.counters.items():
-            counters[name] = counters.get(name, 0) + count
-    return counters
 
 
 class _Scorer:

@@ -199,3 +199,12 @@ def _read_parts(store: ObjectStore, keys: list[str]) -> list[Part]:
         return [read(key) for key in keys]
     with ThreadPoolExecutor(min(_READERS, len(keys))) as pool:
         return list(pool.map(read, keys))
+
+
+def summed_counters(parts: Iterable[Part]) -> dict[str, float]:
+    """Return the sums of the parts' counters by name."""
+    counters: dict[str, float] = {}
+    for part in parts:
+        for name, count in part.counters.items():
+            counters[name] = counters.get(name, 0) + count
+    return counters

@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from raydistill.storage.artifacts import Artifact
 from raydistill.teachers.cache import GenerationCache, cached_generate
 from raydistill.teachers.engine import Engine, Failure, Generation, Sampling
 from raydistill.teachers.parsing import parse_rewrite
@@ -228,3 +230,13 @@ def row_counters(rows: Sequence[Rewrite]) -> dict[str, float]:
 def rewrite_table(rows: Sequence[Rewrite]) -> Any:
     """Return the rows as an Arrow table of REWRITE_SCHEMA."""
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=REWRITE_SCHEMA)
+
+
+def rewrite_texts(rewrites: Artifact) -> dict[str, str]:
+    """Return the rewrites of an artifact that did not fail: query id -> text."""
+    texts: dict[str, str] = {}
+    for part in rewrites.manifest().parts:
+        table = pq.read_table(rewrites.fetch(part), columns=["query_id", "text", "failure"]).to_pydict()
+        rows = zip(table["query_id"], table["text"], table["failure"], strict=True)
+        texts.update((query_id, text) for query_id, text, failure in rows if failure is None)
+    return texts
