@@ -29,6 +29,9 @@ from raydistill.storage.artifacts import fingerprint
 
 COMPACTION = "compaction"
 """Name in a version's metadata of what the compaction that made it did; changes made on it keep it."""
+MERGED = "merged"
+"""Name in a version's metadata of where the passages of rewritten segments were: segment name -> names of the segments that
+were built or appended as they are, and so of the corpus parts that hold their texts."""
 _COMPACTION_VERSION = 1
 _ROWS_AT_A_TIME = 65_536
 
@@ -188,9 +191,19 @@ class Compaction:
                 "passages_dropped": base.passages - passages,
                 "left_out": left_out,
             },
+            MERGED: self._merged(base, {segment.name for segment in segments}),
         }
         version = replace(base, fingerprint=name, segments=segments, passages=passages)
         return replace(version, metadata=with_statistics(version, metadata, live_frequency(base)))
+
+    def _merged(self, base: IndexVersion, names: set[str]) -> dict[str, list[str]]:
+        """Return the origins of the rewritten segments that a version has, those of earlier compactions among them."""
+        known = dict(base.metadata.get(MERGED, {}))
+        for group in self.groups:
+            if group.live:
+                origins = [origin for each in group.segments for origin in known.get(each.name, [each.name])]
+                known[self.rewritten[group.fingerprint].name] = list(dict.fromkeys(origins))
+        return {name: origins for name, origins in known.items() if name in names}
 
 
 def _begins(group: Group, segments: Sequence[SegmentEntry]) -> bool:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import ResourceError, StorageError
+from raydistill.index.compaction import MERGED
 from raydistill.index.forward import owning_segments
 from raydistill.index.publish import IndexVersion, load_version
 from raydistill.index.search import Searcher, open_searcher
@@ -183,7 +184,7 @@ def _open(holding: Holding, threads: int) -> _Opened:
     _check_cache(holding.root, sum(segment.size for segment in segments))
     version = dataclasses.replace(whole, segments=segments, passages=sum(segment.passages for segment in segments))
     names = [segment.name for segment in segments]
-    texts = SegmentTexts(holding.corpora, names) if holding.corpora else None
+    texts = SegmentTexts(holding.corpora, names, whole.metadata.get(MERGED, {})) if holding.corpora else None
     return _Opened(version, open_searcher(version, threads), texts)
 
 

@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from raydistill.cli import main
 from raydistill.index.publish import current_version
 from raydistill.index.search import open_searcher
+from raydistill.index.segment_group import Holding, SegmentGroup, corpora_of
 from tests.small_world import arguments, small_world
 
 Run = Callable[..., tuple[int, str, str]]
@@ -62,8 +64,23 @@ def test_an_index_is_changed_and_compacted_by_commands(run: Run, tmp_path: Path)
     status, output, _ = run("delete", "--ids", str(tmp_path / "gone.txt"), "--id", "n2", "--missing", "ok")
     assert "0 passages added, 3 deleted" in output
     assert "1 ids were not in the index and were passed over: 'nobody'" in output
+    # A passage of the build is replaced, so that its text is in two corpora.
+    old = json.loads((tmp_path / "data" / "corpus.jsonl").read_text().splitlines()[5])
+    (tmp_path / "edited.jsonl").write_text(json.dumps({**old, "text": "edited since"}) + "\n")
+    assert run("replace", "--passages", str(tmp_path / "edited.jsonl"))[0] == 0
     status, output, _ = run("compact")
     assert (status, "passages added" in output) == (0, False)
     version = current_version(root, "demo")
     assert (version.live, version.deleted) == (first.live + 1, 0)
-    assert open_searcher(version).find(["n9", "n1"]).tolist() == [first.live, -1]
+    assert open_searcher(version).find(["n1"]).tolist() == [-1]
+    # Every passage still has its text, in whatever segment it is now.
+    holding = Holding(
+        root, "demo", version.version, version.fingerprint, tuple(range(len(version.segments))), corpora_of(version)
+    )
+    found = SegmentGroup(1, 1).hits(holding, np.arange(version.passages))
+    texts = {hit.passage_id: hit.text or "" for hit in found}
+    assert len(texts) == version.live
+    assert texts["n9"].endswith("another")
+    assert texts[old["_id"]].endswith("edited since")
+    lines = [json.loads(line) for line in (tmp_path / "data" / "corpus.jsonl").read_text().splitlines()]
+    assert all(texts[line["_id"]].endswith(line["text"]) for line in lines if line["_id"] != old["_id"])

@@ -51,3 +51,21 @@ def test_the_newest_corpus_counts_and_what_is_elsewhere_has_no_text(tmp_path):
     assert texts.texts("00", np.array([0, 1]), ["a0", "a1"]) == ["revised", "T\ntext of a1"]
     assert texts.texts("00", np.array([0, 9]), ["a1", "a2"]) == [None, None]
     assert texts.texts("merged", np.array([0]), ["a0"]) == [None]
+
+
+def test_passages_of_a_merged_segment_are_found_where_they_came_from(tmp_path):
+    parts = {"00": made("a", 3000), "01": made("b", 3), "02": made("c", 2)}
+    old, new = corpus(tmp_path, "old", parts), corpus(tmp_path, "new", {"01": [Passage("b1", "revised")]})
+    newest = corpus(tmp_path, "newest", {"05": [Passage("a0", "rewritten")]})
+    texts = SegmentTexts([newest, new, old], ["merged", "02"], {"merged": ["00", "01", "05"], "elsewhere": ["02"]})
+    for _ in range(2):
+        found = texts.texts("merged", np.arange(5), ["a2999", "b1", "a0", "c1", "b2"])
+        assert found == ["T\ntext of a2999", "revised", "rewritten", None, "T\ntext of b2"]
+        texts.open()
+    assert texts.texts("02", np.array([1]), ["c1"]) == ["T\ntext of c1"]
+
+
+def test_ids_of_one_key_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr("raydistill.index.segment_texts._key", lambda passage_id: len(passage_id))
+    texts = SegmentTexts([corpus(tmp_path, "c", {"00": made("a", 30)})], ["m"], {"m": ["00"]})
+    assert texts.texts("m", np.arange(3), ["a7", "a29", "x9"]) == ["T\ntext of a7", "T\ntext of a29", None]
