@@ -71,6 +71,10 @@ def main() -> int:
                 results.add(
                     "stages", STAGE_MODEL, threads, _stage(folder, threads, results.of("runs", STAGE_MODEL, threads))
                 )
+            if threads > 1 and not results.has("spread", STAGE_MODEL, threads):
+                results.add(
+                    "spread", STAGE_MODEL, threads, _spread(folder, threads, results.of("stages", STAGE_MODEL, threads))
+                )
     return 0
 
 
@@ -79,7 +83,7 @@ class _Results:
 
     def __init__(self, path: Path | None, origin: dict[str, Any]) -> None:
         self._path = path
-        self._content: dict[str, Any] = {**origin, "runs": [], "float32": [], "stages": []}
+        self._content: dict[str, Any] = {**origin, "runs": [], "float32": [], "stages": [], "spread": []}
         if path is not None and path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
             different = [name for name, value in origin.items() if found.get(name) != json.loads(json.dumps(value))]
@@ -172,6 +176,21 @@ def _stage(folder: Path, threads: int, run: dict[str, Any] | None) -> dict[str, 
         flush=True,
     )
     return {"size": work["size"], "stage": stage, "loops": loops, "ratio": ratio}
+
+
+def _spread(folder: Path, threads: int, measured: dict[str, Any] | None) -> dict[str, Any]:
+    """Measure the stage with as many actors of one thread, beside the loop that was measured with all threads."""
+    assert measured is not None
+    work = {"folder": folder, "model": STAGE_MODEL, "size": measured["size"]}
+    with tempfile.TemporaryDirectory() as root:
+        stage = _call("encoder_variants", "stage", 1, cpus=1, actors=threads, root=root, **work)
+    ratio = stage["passages_per_second"] / (sum(measured["loops"]) / len(measured["loops"]))
+    print(
+        f"Ray Data stage, {STAGE_MODEL}, {threads} actors of one thread: {stage['passages_per_second']:.1f} passages/s: ratio "
+        f"{ratio:.3f} to the loop of {threads} threads",
+        flush=True,
+    )
+    return {"stage": stage, "ratio": ratio}
 
 
 def _call(module: str, function: str, threads: int, **arguments: Any) -> dict[str, Any]:

@@ -87,8 +87,8 @@ def measure(variant: str, folder: Path, model: str, size: int, vectors: str) -> 
     return result
 
 
-def stage(folder: Path, model: str, size: int, cpus: int, root: str) -> dict[str, Any]:
-    """Build the index of the passages on a local Ray with one actor, and return its speed apart from starting up.
+def stage(folder: Path, model: str, size: int, cpus: int, root: str, actors: int = 1) -> dict[str, Any]:
+    """Build the index of the passages on a local Ray, and return its actors' speed together, apart from starting up.
 
     The stage's time runs from the moment its actor is ready to the end of the last segment's encoding, with reading,
     storing the segments before it, and whatever Ray does in between; see `index.encoding_summary`.
@@ -106,13 +106,13 @@ def stage(folder: Path, model: str, size: int, cpus: int, root: str) -> dict[str
     from raydistill.index.build import build_index
     from raydistill.index.corpus import prepare_corpus
 
-    connect(RayConfig(local_cpus=cpus))
+    connect(RayConfig(local_cpus=actors * cpus))
     unused = ConversationSource(conversations="/unused")
     data = DataConfig(corpus=(str(folder / CORPUS),), train=unused, test=unused)
     source = str(model_folder(folder, model))
     # As many terms as there are: the loop beside it keeps all of them, too.
     documents = SpladeDocumentsConfig(model=source, max_tokens=MAX_TOKENS, max_terms=2**20, batch_tokens=size)
-    workers = PoolConfig(actors=1, cpus=cpus)
+    workers = PoolConfig(actors=actors, cpus=cpus)
     rows = _segment_rows(folder)
     corpus = prepare_corpus(data, rows, workers, root)
     started = time.perf_counter()
@@ -120,7 +120,9 @@ def stage(folder: Path, model: str, size: int, cpus: int, root: str) -> dict[str
     version = build_index(config, StudentConfig(model=source), corpus, root)
     whole = time.perf_counter() - started
     encoding = dict(version.metadata["encoding"])
-    return {**encoding, "seconds": whole, "start_up": whole - encoding["worker_seconds"]}
+    together = encoding["passages_per_second"] * actors
+    start_up = whole - encoding["worker_seconds"] / actors
+    return {**encoding, "passages_per_second": together, "actors": actors, "seconds": whole, "start_up": start_up}
 
 
 def loop(folder: Path, model: str, size: int) -> dict[str, Any]:
