@@ -186,8 +186,8 @@ def _spread(folder: Path, threads: int, measured: dict[str, Any] | None) -> dict
         stage = _call("encoder_variants", "stage", 1, cpus=1, actors=threads, root=root, **work)
     ratio = stage["passages_per_second"] / (sum(measured["loops"]) / len(measured["loops"]))
     print(
-        f"Ray Data stage, {STAGE_MODEL}, {threads} actors of one thread: {stage['passages_per_second']:.1f} passages/s: ratio "
-        f"{ratio:.3f} to the loop of {threads} threads",
+        f"Ray Data stage, {STAGE_MODEL}, {threads} actors of one thread: {stage['passages_per_second']:.1f} passages/s: "
+        f"ratio {ratio:.3f} to the loop of {threads} threads",
         flush=True,
     )
     return {"stage": stage, "ratio": ratio}

@@ -7,7 +7,7 @@
                 passage of the list drawn at random
     pairwise    PRP (Qin et al., arXiv 2306.17563) with soft outcomes: each pair is asked in both orders, and the mean of
                 log P(A) - log P(B) is the log-odds that the first is better; `preference.bradley_terry` makes one strength a
-                passage of them (as MemReranker does for soft labels)
+                passage of them
 
 Every judge takes many turns at once, since an engine is only fast with many prompts.
 """
