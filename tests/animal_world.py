@@ -36,12 +36,12 @@ def tiny_student(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def tiny_cross_encoder(folder: Path, labels: int = 1) -> None:
-    """Write a folder with a random two-layer cross-encoder over the words of the world."""
+def tiny_cross_encoder(folder: Path, labels: int = 1, tokenizer: Any = None) -> None:
+    """Write a folder with a random two-layer cross-encoder over the words of the world, or with another tokenizer."""
     import torch
     from transformers import BertForSequenceClassification
 
-    tokenizer = tiny_tokenizer()
+    tokenizer = tokenizer or tiny_tokenizer()
     torch.manual_seed(1)
     config = tiny_bert(len(tokenizer))
     config.num_labels = labels
