@@ -61,9 +61,14 @@ def test_preferences_name_the_better_rewrite(scored, tmp_path, capsys):
     assert main(["preferences", *scored, "--to", str(path)]) == 0
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert f"{len(rows)} pairs of {len(rows)} turns in {path}" in capsys.readouterr().out
-    assert rows
-    assert {row["reward"] for row in rows} == {"ndcg"}
-    assert sum(row["chosen_teacher"] == "good" for row in rows) > len(rows) / 2
+    judged = [row for row in rows if row["reward"] == "ndcg"]
+    assert len(judged) > 10
+    for row in rows:  # the good teacher's rewrite is the bare one's and more
+        assert {row["chosen_teacher"], row["rejected_teacher"]} == {"good", "bare"}
+        good, bare = (
+            (row["chosen"], row["rejected"]) if row["chosen_teacher"] == "good" else (row["rejected"], row["chosen"])
+        )
+        assert good.startswith(f"{bare} ")
     assert all(row["chosen_reward"] - row["rejected_reward"] > 0.1 for row in rows)
     assert main(["preferences", *scored, "--to", str(tmp_path / "pairs.txt")]) == 1
     assert "its name must end in .jsonl or .parquet" in capsys.readouterr().err

@@ -109,7 +109,7 @@ def test_settings_that_cannot_work_are_refused(fields: dict[str, Any], sentence:
 def test_only_what_was_decided_is_asked_and_every_turn_has_its_row(ray_cluster: None, tmp_path: Path) -> None:
     settings = spend(order="disagreement", calls=3)
     told = {"a<::>4": 0.8, "a<::>7": 0.9, "a<::>2": 0.1}
-    with serving(lambda prompt, before: said(f"rewrite of {prompt.splitlines()[-1]}")) as endpoint:
+    with serving(lambda prompt, before: said(f"who can tell of {prompt.splitlines()[-1].split()[-1]}")) as endpoint:
         teacher = OpenAiTeacherConfig(
             name="dear", base_url=endpoint.url, model="tiny", turns_per_task=3, retry_wait_s=0.01, spend=settings
         )
@@ -127,7 +127,7 @@ def test_only_what_was_decided_is_asked_and_every_turn_has_its_row(ray_cluster: 
     assert [row["query_id"] for row in rows] == [query.query_id for query in QUERIES]
     assert [row["failure"] for row in rows] == [None, None, "missing", None, "missing", "missing", None, "missing"]
     assert rows[0]["text"] == "a question 1?"
-    assert rows[3]["text"].startswith("rewrite of user: a question 4")
+    assert rows[3]["text"] == "who can tell of 4?"
     metadata = artifact.manifest().metadata
     assert metadata["spend"] == {
         "ask": 3,
