@@ -1,7 +1,10 @@
-"""Sparse encoders. Importing them bounds the kernels that oneDNN keeps on a CPU."""
+"""Sparse encoders. Importing them bounds what torch's CPU products keep of the shapes they have seen."""
 
 import os
 
-# oneDNN compiles a kernel for every shape and keeps 1,024 of them, about 160 KB each. Hardly two batches of texts as long as
-# they are have one shape, so most would never be used again; a batch itself needs less than 30. Read at the first product.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+# oneDNN compiles a kernel for every shape and keeps 1,024 of them, and torch's binding to it keeps as many descriptions
+# beside them; together some hundred KB a shape. Hardly two batches of texts as long as they are have one shape, so most would
+# never be used again, and an actor that encodes for hours would grow by a GiB. A batch itself needs less than 30 of them. Both
+# numbers are read at the first product.
+for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_name, "128")
