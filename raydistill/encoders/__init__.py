@@ -3,8 +3,7 @@
 import os
 
 # oneDNN compiles a kernel for every shape and keeps 1,024 of them, and torch's binding to it keeps as many descriptions
-# beside them; together some hundred KB a shape. Hardly two batches of texts as long as they are have one shape, so most would
-# never be used again, and an actor that encodes for hours would grow by a GiB. A batch itself needs less than 30 of them. Both
-# numbers are read at the first product.
+# beside them. Hardly two batches of texts as long as they are have one shape, so most would never be used again, and an
+# actor that encodes for hours would grow by a GiB. A batch itself needs less than 30. Both are read at the first product.
 for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(_name, "128")
+    os.environ.setdefault(_name, "32")
