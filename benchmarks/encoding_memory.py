@@ -2,8 +2,8 @@
 
 Builds the index of synthetic passages with a tiny SPLADE encoder on a local Ray, and samples the resident memory of the
 driver and of the actors from /proc. Bounds are derived before the run (`bounds`) from the size of a segment and the number
-of segments alone, above what a build of one small segment took; a process beyond its bound ends the script with status 1.
-Linux only.
+of segments alone, above what a build of one small segment took. A process beyond its bound, or one that still grows in the
+last third of the time, ends the script with status 1. Linux only.
 """
 
 from __future__ import annotations
@@ -44,8 +44,11 @@ WORDS_A_PASSAGE = (10, 40)
 MAX_TERMS = 120
 BATCH_TOKENS = 8192
 FIRST_PASSAGES = 64
-SLACK = 128 << 20
-"""What allocators, lazily imported modules and code pages that the first small segment did not touch may add."""
+SLACK = 256 << 20
+"""What lazily imported modules, code pages and kernels that the first small segment did not touch may add, and what the
+allocator keeps of freed blocks: batches have any shape, so blocks of many sizes lie between each other."""
+GROWTH = 48 << 20
+"""What a process's highest in the last third of the time may be above that in the middle third."""
 POSTING_BYTES = 26 + 2 * 8
 """A posting while its segment is inverted, and its vectors twice: the windows' and the segment's (index/build.py)."""
 RECEIPT_BYTES = 16 << 10
@@ -79,6 +82,14 @@ def bounds(segment_rows: int, segments: int, before: dict[str, int]) -> dict[str
         "driver": before["driver"] + segments * RECEIPT_BYTES + SLACK,
         "actor": before["actor"] + segment_rows * MAX_TERMS * POSTING_BYTES + dense + window + SLACK,
     }
+
+
+def growth(samples: list[Sample]) -> dict[str, int]:
+    """Return how far the peak of each kind in the last third of the time is above that in the middle third, in bytes."""
+    end = max((sample.seconds for sample in samples), default=0.0)
+    middle = peaks([sample for sample in samples if end / 3 <= sample.seconds < 2 * end / 3])
+    last = peaks([sample for sample in samples if sample.seconds >= 2 * end / 3])
+    return {kind: last[kind] - middle[kind] for kind in last if kind in middle}
 
 
 def peaks(samples: list[Sample]) -> dict[str, int]:
@@ -186,7 +197,8 @@ def main() -> int:
         with Sampler(options.sample_seconds) as sampler:
             built = build(folder, options.passages, options.segment, options.actors)
     found = peaks(sampler.samples)
-    within = all(found[kind] <= size for kind, size in bound.items())
+    grown = growth(sampler.samples)
+    within = all(found[kind] <= size and grown[kind] <= GROWTH for kind, size in bound.items())
     result: dict[str, Any] = {
         "machine": machine(),
         "versions": {name: version(name) for name in ("raydistill", "torch", "transformers", "ray")},
@@ -194,13 +206,17 @@ def main() -> int:
         "before": peaks(first.samples),
         "bounds": bound,
         "peaks": found,
+        "grown": grown,
         "within": within,
         "encoding": dict(built.metadata["encoding"]),
         "over_time": _over_time(sampler.samples, list(bound)),
     }
     for kind, size in bound.items():
         before = result["before"][kind]
-        print(f"{kind}: peak {found[kind] / 2**20:.0f} MiB, bound {size / 2**20:.0f}, small segment {before / 2**20:.0f}")
+        print(
+            f"{kind}: peak {found[kind] / 2**20:.0f} MiB, bound {size / 2**20:.0f}, small segment {before / 2**20:.0f}; "
+            f"last third of the time {grown[kind] / 2**20:+.0f} MiB against the middle third"
+        )
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n")
