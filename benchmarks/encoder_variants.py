@@ -139,13 +139,19 @@ def loop(folder: Path, model: str, size: int) -> dict[str, Any]:
 
 
 def own_difference(folder: Path, model: str, passages: int) -> dict[str, float]:
-    """Return how far sentence-transformers differs from itself on some of the passages, in batches of 1 and of 8, and how
-    large its weights are: what float32 leaves open on this model, whoever computes."""
+    """Return largest differences on some of the passages: of both encoders, each passage a batch of its own, so that the
+    model's products run in one order; of sentence-transformers and itself in batches of 8; and the largest weight."""
     texts = read_texts(folder)
     texts = texts[:: max(1, len(texts) // passages)][:passages]
-    encode = _ENCODERS["sentence-transformers"](model_folder(folder, model), EncodingTally())()
-    one, other = (encode(texts, size) for size in (1, 8))
-    return {"difference": _difference(one, other), "largest_weight": float(one.weights.max())}
+    ours, theirs = (
+        _ENCODERS[name](model_folder(folder, model), EncodingTally())() for name in ("raydistill", "sentence-transformers")
+    )
+    alone = theirs(texts, 1)
+    return {
+        "same_order": _difference(ours(texts, 1), alone),
+        "theirs_in_batches": _difference(alone, theirs(texts, 8)),
+        "largest_weight": float(alone.weights.max()),
+    }
 
 
 def _difference(one: SparseBatch, other: SparseBatch) -> float:
