@@ -34,6 +34,7 @@ def _compare(options: argparse.Namespace) -> int:
     from raydistill.progress import output_console
 
     measures = [name.strip() for name in options.measures.split(",") if name.strip()]
+    # A run file has its own depth: no measure is too deep for it.
     settings = {"measures": measures, "bootstrap_samples": options.samples, "depth": 2**31}
     config = build_section(EvaluateConfig, settings, [], "compare")
     runs = []

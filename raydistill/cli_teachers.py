@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,13 @@ def _ablate(options: argparse.Namespace) -> int:
 
 
 def _preferences(options: argparse.Namespace) -> int:
-    from raydistill.evaluation.preferences import check_path, judged_turns, preference_pairs, write_preferences
+    from raydistill.evaluation.preferences import (
+        Preference,
+        check_path,
+        judged_turns,
+        preference_pairs,
+        write_preferences,
+    )
     from raydistill.progress import output_console
     from raydistill.teachers.prompts import find_template
 
@@ -85,13 +92,18 @@ def _preferences(options: argparse.Namespace) -> int:
     template = find_template(options.prompt)
     with _scoring(options, "raydistill preferences") as chain:
         candidates, rewrites = chain.mined(options.turns), chain.teach()[options.turns]
-        turns = list(judged_turns(candidates, rewrites))
-        pairs = [pair for turn in turns for pair in preference_pairs(turn, template, options.least, options.pairs)]
-    write_preferences(path, pairs)
-    with_gold = sum(turn.reward == "ndcg" for turn in turns)
+        seen: Counter[str] = Counter()
+
+        def pairs() -> Iterator[Preference]:
+            for turn in judged_turns(candidates, rewrites):
+                found = preference_pairs(turn, template, options.least, options.pairs)
+                seen.update(turns=1, judged=turn.reward == "ndcg", pairs=len(found), with_pairs=bool(found))
+                yield from found
+
+        write_preferences(path, pairs())
     output_console().print(
-        f"{len(pairs)} pairs of {len({pair.query_id for pair in pairs})} turns in {path}; {with_gold} of {len(turns)} turns "
-        "have gold passages, the others go by the margin of their scores",
+        f"{seen['pairs']} pairs of {seen['with_pairs']} turns in {path}; {seen['judged']} of {seen['turns']} turns have "
+        "gold passages, the others go by the margin of their scores",
         soft_wrap=True,
         highlight=False,
     )

@@ -22,7 +22,7 @@ from raydistill.encoders.documents import trained_encoder
 from raydistill.errors import ConfigError
 from raydistill.index.publish import IndexVersion
 from raydistill.inputs import RunInputs
-from raydistill.preflight import check_endpoints, check_inputs, check_workers
+from raydistill.preflight import check_endpoints, check_inputs, check_scoring_endpoints, check_workers
 from raydistill.progress import output_console
 from raydistill.storage.artifacts import Artifact, fingerprint
 from raydistill.storage.lease import writing
@@ -81,8 +81,15 @@ class Chain:
         check_inputs(self.config, self.inputs)
         if "teach" in self._needed(until):
             check_endpoints(self.config, self.planned_rewrites)
+        if self.config.scorers and self._has_to_score(until):
+            check_scoring_endpoints(self.config)
         if self._learns_documents:
             self._document_turns()
+
+    def _has_to_score(self, until: str) -> bool:
+        """Whether a stage up to one has candidates left to score."""
+        scores = {name for name in self.stage_names(until) if name.partition(" ")[0] == "score"}
+        return bool(scores - set(self.finished_stages()))
 
     def check_resources(self, until: str) -> None:
         """Raise ResourceError when the connected cluster can never hold the workers of a stage up to `until`."""
@@ -192,7 +199,7 @@ class Chain:
         return self._stage(stage_name("score", number), lambda: planned.find_manifest() is not None, mine_and_score)
 
     def mined(self, name: str) -> Artifact:
-        """Candidates of the train or the test turns by the teachers alone; of test turns, only the judged ones."""
+        """Candidates of the train or the test turns, by teachers and scorers and no student; of test turns, the judged."""
         from raydistill.index.mine import mine_candidates
         from raydistill.scoring.stage import score_candidates
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Mapping
 
 from raydistill.actor_pool import require_resources, require_shared_root
 from raydistill.config import (
-    CrossEncoderScorerConfig,
     DistillConfig,
     DocumentsConfig,
     LearnedDocumentsConfig,
     LexicalDocumentsConfig,
+    LlmScorerConfig,
     OpenAiTeacherConfig,
     RecordedTeacherConfig,
     SeismicEngine,
@@ -64,6 +64,15 @@ def check_inputs(config: DistillConfig, inputs: RunInputs) -> None:
         check_scorer(scorer)
 
 
+def check_scoring_endpoints(config: DistillConfig) -> None:
+    """Raise ConfigError when the endpoint of a scorer cannot be used."""
+    from raydistill.teachers.engines import check_teacher
+
+    for scorer in config.scorers:
+        if isinstance(scorer, LlmScorerConfig):
+            check_teacher(scorer.llm)
+
+
 def check_endpoints(config: DistillConfig, planned: Callable[[], Mapping[str, Mapping[str, Artifact]]]) -> None:
     """Raise ConfigError when the endpoint of a teacher that has something left to write cannot be used.
 
@@ -108,8 +117,9 @@ def check_workers(config: DistillConfig, stages: Collection[str]) -> None:
                 require_places(1, teacher.tensor_parallel_size, teacher.name)
     if "score" in stages:
         for scorer in config.scorers:
-            workers = scorer.encoder.workers if isinstance(scorer, CrossEncoderScorerConfig) else scorer.llm.workers
-            require_resources(workers.model_copy(update={"actors": 1}), f"scorers.{scorer.name}")
+            require_resources(scorer.workers.model_copy(update={"actors": 1}), f"scorers.{scorer.name}")
+            if isinstance(scorer, LlmScorerConfig) and isinstance(scorer.llm, VllmTeacherConfig):
+                require_places(1, scorer.llm.tensor_parallel_size, scorer.name)
     for stage, workers in (
         ("index", config.index.workers),
         ("score", config.score.workers),

@@ -79,7 +79,10 @@ def test_a_dumped_configuration_loads_as_an_equal_one(config_file: Path, tmp_pat
             "scorers: r reads 5 candidates of a turn",
         ),
         ("scorers=[{kind: cross-encoder, name: llm, encoder: {model: m}}]", "the name 'llm' is used twice"),
-        ("scorers=[{kind: llm, name: r, llm: {engine: transformers, model: m, samples: 3}}]", "scorers.0"),
+        (
+            "scorers=[{kind: llm, name: r, llm: {engine: transformers, model: m, max_new_tokens: 5}}]",
+            "llm.max_new_tokens is set",
+        ),
         ("train.validation.patience=2", "patience stops training by validation, and data.validation is not set"),
         ("teachers.llm.mdel=x", "teachers.1.mdel: there is no such field; did you mean 'model'?"),
         ("train.global_batch=17", "global_batch (17) must be a multiple of micro_batch x workers.actors"),

@@ -97,7 +97,14 @@ from raydistill.config.teachers import (
     TransformersTeacherConfig,
     VllmTeacherConfig,
 )
-from raydistill.config.train import LoggersConfig, MlflowConfig, TrainConfig, ValidationConfig
+from raydistill.config.train import (
+    WEIGHTED_COMBINATIONS,
+    Combination,
+    LoggersConfig,
+    MlflowConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 from raydistill.config.tuning import StudyConfig, TuneConfig
 
 __all__ = [
@@ -106,10 +113,12 @@ __all__ = [
     "DOCUMENT_TEACHERS",
     "IN_CONVERSATIONS",
     "OPERATIONAL",
+    "WEIGHTED_COMBINATIONS",
     "WITHOUT_FILE",
     "Attention",
     "Bce",
     "ChangeConfig",
+    "Combination",
     "CommandLineValue",
     "ControllerConfig",
     "ConversationSource",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from raydistill.config.fields import Name, Operational, Section
+from raydistill.config.fields import Name, Operational, Section, WorkerConfig
 from raydistill.config.rerank import CrossEncoderConfig, QueryText
 from raydistill.config.teachers import GeneratingTeacherConfig
 
@@ -47,6 +47,11 @@ class CrossEncoderScorerConfig(_Scorer):
     kind: Literal["cross-encoder"] = "cross-encoder"
     encoder: CrossEncoderConfig
 
+    @property
+    def workers(self) -> WorkerConfig:
+        """The pool that it runs on."""
+        return self.encoder.workers
+
 
 class LlmScorerConfig(_Scorer):
     """A language model that is asked about passages."""
@@ -69,6 +74,11 @@ class LlmScorerConfig(_Scorer):
     llm: Annotated[GeneratingTeacherConfig, Field(discriminator="engine")]
     """The model and what runs it, as of a teacher: {engine: transformers, model: …, max_prompt_tokens: …, workers: …}. Its
     name can be left out; what only rewriting needs is refused."""
+
+    @property
+    def workers(self) -> WorkerConfig:
+        """The pool that it runs on."""
+        return self.llm.workers
 
     @model_validator(mode="before")
     @classmethod

@@ -14,6 +14,9 @@ from raydistill.config.regularisation import RegularisationConfig
 from raydistill.config.sampling import SamplingConfig
 
 Schedule = Literal["linear", "cosine", "constant"]
+Combination = Literal["mean", "max", "min", "zscore_mean", "minmax_mean", "rank_fusion", "agreement", "feedback"]
+WEIGHTED_COMBINATIONS: tuple[Combination, ...] = ("mean", "zscore_mean", "minmax_mean", "rank_fusion", "agreement")
+"""Those in which a teacher can weigh more than another."""
 
 
 def _known(name: str) -> str:
@@ -121,7 +124,7 @@ class TrainConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     objective: Objective = Objective.parse("kld")
     """What the student is trained to do: a weighted sum of terms, such as `0.9*kld(tau=1) + 0.1*infonce(tau=4)`."""
-    combine: Literal["mean", "max", "min", "zscore_mean", "minmax_mean", "rank_fusion", "agreement", "feedback"] = "mean"
+    combine: Combination = "mean"
     """How the teachers' scores of a passage become one: raydistill.teachers.combine defines each. Those that scale a
     teacher's scores first want a temperature of their own in the objective."""
     teacher_weights: Added[dict[Name, NonNegativeFloat] | None] = None
@@ -161,10 +164,10 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _weights_count(self) -> TrainConfig:
         weights = self.teacher_weights
-        if weights and self.combine in ("max", "min", "feedback"):
+        if weights and self.combine not in WEIGHTED_COMBINATIONS:
             raise ValueError(
-                f"teacher_weights is set, and combine is {self.combine}, which takes none; set combine to mean, "
-                "zscore_mean, minmax_mean, rank_fusion or agreement, or leave the weights out"
+                f"teacher_weights is set, and combine is {self.combine}, which takes none; set combine to "
+                f"{', '.join(WEIGHTED_COMBINATIONS)}, or leave the weights out"
             )
         return self
 

@@ -199,7 +199,7 @@ class _Packed:
                 first = self.ends[group[0]]
                 logits = tokens[first : self.ends[group[-1] + 1]] @ rows
                 if length is not None:
-                    best = logits.view(len(group), length, len(rows.T)).amax(1)
+                    best = logits.view(len(group), length, rows.shape[1]).amax(1)
                     maxima[group[0] : group[-1] + 1, start : start + slice_terms] = best
                     continue
                 for text in group:

@@ -4,7 +4,11 @@ The candidates of a query hold the exact score of every teacher for everything t
 alone ranks exactly as its own search does, and a combination ranks the union. What no teacher has among its own top
 `score.top_k` is not ranked; deeper than the measures look, that changes nothing.
 
-Pure: candidates are read from their artifact, nothing is searched. Systems, in this order:
+A scorer alone ranks only what it read; and a combination leaves out what one of its members did not score, so with scorers
+look at measures no deeper than they read.
+
+Pure: candidates are read from their artifact, nothing is searched. Memory: systems x judged turns x depth x 12 bytes (20,
+2,500 and 100: 60 MB). Systems, in this order:
 
     X                   each teacher alone
     mean … feedback     each combination of all (`teachers.combine`); feedback goes by the scores' margin

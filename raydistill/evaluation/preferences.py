@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from raydistill.teachers.prompts import PromptTemplate, render_prompt
 from raydistill.teachers.rewriting import rewrite_texts
 
 Pairs = Literal["extremes", "best", "all"]
+_ROWS_AT_A_TIME = 4096
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("query_id", "prompt", "chosen", "rejected")),
@@ -76,7 +78,7 @@ class Preference:
 
 
 def judged_turns(candidates: Artifact, rewrites: Mapping[str, Artifact]) -> Iterator[JudgedTurn]:
-    """Yield every mined turn with the teachers' rewrites that did not fail; one teacher's texts at a time are in memory.
+    """Yield every mined turn with the teachers' rewrites that did not fail. In memory: all of those, and one part of turns.
 
     Args:
         candidates: what mining made of the turns.
@@ -153,9 +155,11 @@ def check_path(path: Path) -> None:
 def write_preferences(path: Path, pairs: Iterable[Preference]) -> None:
     """Write pairs as JSON lines or, by the suffix, as Parquet. Raises ConfigError as `check_path`."""
     check_path(path)
-    rows = [asdict(pair) for pair in pairs]
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+    rows = (asdict(pair) for pair in pairs)
+    if path.suffix == ".jsonl":
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         return
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with pq.ParquetWriter(path, SCHEMA) as writer:
+        while some := list(islice(rows, _ROWS_AT_A_TIME)):
+            writer.write_table(pa.Table.from_pylist(some, schema=SCHEMA))

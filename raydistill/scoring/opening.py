@@ -12,7 +12,7 @@ from raydistill.scoring.judges import Asker, Judge, Listwise, Pairwise, Pointwis
 from raydistill.scoring.prompts import ScoringPrompt, find_prompt
 from raydistill.scoring.reading import ReadingJudge
 from raydistill.teachers.cache import GenerationCache
-from raydistill.teachers.engines import check_teacher, engine_identity, open_choosing
+from raydistill.teachers.engines import engine_identity, open_choosing
 from raydistill.teachers.rewriting import PromptTokenizer
 
 
@@ -30,7 +30,8 @@ def prompt_of(scorer: LlmScorerConfig) -> ScoringPrompt:
 
 
 def check_scorer(scorer: ScorerConfig) -> None:
-    """Raise ConfigError, before anything is computed, when a scorer's model, prompt, answers or endpoint cannot be used."""
+    """Raise ConfigError, before anything is computed, when a scorer's model, prompt or answers cannot be used; endpoints are
+    asked elsewhere."""
     field = f"scorers.{scorer.name}"
     if isinstance(scorer, CrossEncoderScorerConfig):
         from raydistill.reranking.cross_encoder import check_cross_encoder
@@ -39,8 +40,7 @@ def check_scorer(scorer: ScorerConfig) -> None:
         return
     prompt = prompt_of(scorer)
     if scorer.llm.engine == "openai":
-        check_teacher(scorer.llm)
-        return
+        return  # its vocabulary is its own
     from raydistill.teachers.transformers_engine import ModelTokenizer
 
     llm = scorer.llm

@@ -30,14 +30,16 @@ class ScoringPrompt:
         method: what it can be used for.
         instruction: the first paragraph.
         cue: the last line, which the answer follows, where there is no chat template.
-        options: the answers of a pointwise prompt, the good one first.
+        options: the answers; of a pointwise prompt the good one first.
+        label: what a pointwise prompt calls the passage.
     """
 
     name: str
     method: Method
     instruction: str
     cue: str
-    options: tuple[str, ...] = ()
+    options: tuple[str, ...]
+    label: str = "Document"
 
 
 _DOCUMENT = (
@@ -62,7 +64,7 @@ PROMPTS: dict[str, ScoringPrompt] = {
     prompt.name: prompt
     for prompt in (
         ScoringPrompt("pointwise-v1", "pointwise", _DOCUMENT, "Answer:", ("yes", "no")),
-        ScoringPrompt("utility-v1", "pointwise", _UTILITY, "Answer:", ("yes", "no")),
+        ScoringPrompt("utility-v1", "pointwise", _UTILITY, "Answer:", ("yes", "no"), label="Passage"),
         ScoringPrompt("listwise-v1", "listwise", _LISTWISE, "Best passage:", LETTERS),
         ScoringPrompt("pairwise-v1", "pairwise", _PAIRWISE, "Better passage:", ("A", "B")),
     )
@@ -115,7 +117,7 @@ def render(
 def _rendered(prompt: ScoringPrompt, query: str, passages: Sequence[str], as_chat: Callable[[str], str] | None) -> str:
     lines = [prompt.instruction, "", f"Query: {' '.join(query.split())}", ""]
     if prompt.method == "pointwise":
-        lines.append(f"Document: {passages[0]}" if prompt.name.startswith("pointwise") else f"Passage: {passages[0]}")
+        lines.append(f"{prompt.label}: {passages[0]}")
     else:
         lines += [f"[{letter}] {passage}" for letter, passage in zip(LETTERS, passages, strict=False)]
     if as_chat is not None:

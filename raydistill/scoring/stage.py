@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from raydistill.actor_pool import map_shards
-from raydistill.config import CrossEncoderScorerConfig, PoolConfig, ScorerConfig, VllmTeacherConfig, WorkerConfig
+from raydistill.config import LlmScorerConfig, PoolConfig, ScorerConfig, VllmTeacherConfig, WorkerConfig
 from raydistill.errors import DataError, TeacherError
 from raydistill.index.candidates import CANDIDATES, candidate_scores, parquet_bytes
 from raydistill.index.publish import IndexVersion
@@ -115,7 +115,7 @@ def _judgements(
     with track(f"score {scorer.name}", sum(spec["rows"] for spec in specs), "turns") as advance, ExitStack() as stack:
         advance(sum(part.rows for part in done.values()))
         _hold_places(scorer, len(missing), artifact, stack)
-        for receipt in map_shards(missing, _Scorer, arguments, workers_of(scorer), f"scorers[{scorer.name}]"):
+        for receipt in map_shards(missing, _Scorer, arguments, scorer.workers, f"scorers[{scorer.name}]"):
             part = Part.from_json(receipt)
             done[part.name] = part
             advance(part.rows)
@@ -134,14 +134,9 @@ def _judgements(
     return artifact
 
 
-def workers_of(scorer: ScorerConfig) -> WorkerConfig:
-    """Return the pool that a scorer runs on."""
-    return scorer.encoder.workers if isinstance(scorer, CrossEncoderScorerConfig) else scorer.llm.workers
-
-
 def _hold_places(scorer: ScorerConfig, tasks: int, artifact: Artifact, stack: ExitStack) -> None:
     """Check that engines with placement groups of their own find room, and have the groups removed whatever happens."""
-    if isinstance(scorer, CrossEncoderScorerConfig) or not isinstance(scorer.llm, VllmTeacherConfig) or not tasks:
+    if not isinstance(scorer, LlmScorerConfig) or not isinstance(scorer.llm, VllmTeacherConfig) or not tasks:
         return
     from raydistill.teachers.engine_actor import remove_groups, require_places
 

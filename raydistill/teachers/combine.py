@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raydistill.config import WEIGHTED_COMBINATIONS, Combination
 from raydistill.teachers.feedback import rewards
 
-Combination = Literal["mean", "max", "min", "zscore_mean", "minmax_mean", "rank_fusion", "agreement", "feedback"]
 COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
-WEIGHTED = ("mean", "zscore_mean", "minmax_mean", "rank_fusion", "agreement")
-"""Combinations in which a teacher can weigh more than another."""
 RANK_CONSTANT = 60
 """Of reciprocal rank fusion, as in its paper."""
 
@@ -51,8 +49,8 @@ def combine(
                                 query (negative ones count 0); all alike where nobody agrees, and alone
             feedback            the scores of the teacher whose ranking is best for this query, see `feedback.rewards`; the
                                 mean of several that are equally good
-        weights: float [T], >= 0, of the means; None: all alike. Only for WEIGHTED. Those of absent teachers fall to the
-            others.
+        weights: float [T], >= 0, of the means; None: all alike. Only for WEIGHTED_COMBINATIONS. Those of absent
+            teachers fall to the others.
         relevant: bool [..., C], gold passages, for `feedback`; None: it goes by the scores alone.
 
     Returns:
@@ -118,8 +116,8 @@ class Combiner:
 def _checked_weights(weights: Sequence[float] | None, how: str, teachers: int) -> NDArray[np.float64]:
     if weights is None:
         return np.ones(teachers)
-    if how not in WEIGHTED:
-        raise ValueError(f"the combination {how!r} takes no weights; {', '.join(WEIGHTED)} do")
+    if how not in WEIGHTED_COMBINATIONS:
+        raise ValueError(f"the combination {how!r} takes no weights; {', '.join(WEIGHTED_COMBINATIONS)} do")
     given = np.asarray(weights, dtype=np.float64)
     if given.shape != (teachers,) or not np.all(np.isfinite(given)) or np.any(given < 0):
         raise ValueError(f"weights must be {teachers} finite numbers >= 0, one a teacher, not {list(weights)}")

@@ -27,16 +27,16 @@ def tiny_tokenizer() -> Any:
     return fast
 
 
-def tiny_llama(vocabulary: int, initializer_range: float) -> LlamaForCausalLM:
+def tiny_llama(vocabulary: int, initializer_range: float, positions: int = POSITIONS, width: int = 16) -> LlamaForCausalLM:
     """Return a random Llama of a few thousand parameters, the same at every call."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=16,
-        intermediate_size=32,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=POSITIONS,
+        max_position_embeddings=positions,
         initializer_range=initializer_range,
         bos_token_id=0,
         eos_token_id=1,

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from raydistill.teachers.combine import COMBINATIONS, WEIGHTED, Combination, Combiner, combine
+from raydistill.config import WEIGHTED_COMBINATIONS, Combination
+from raydistill.teachers.combine import COMBINATIONS, Combiner, combine
 
 NAN = np.nan
-HOWS: list[Combination] = list(COMBINATIONS)  # type: ignore[arg-type]
+HOWS: list[Combination] = list(COMBINATIONS)
 SCORES = hnp.arrays(
     np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=5), elements=st.floats(-100, 100, width=32)
 )
@@ -93,7 +94,7 @@ def test_weights_move_means_towards_a_teacher() -> None:
     assert combine(scores, "mean", [3, 1, 0]) == pytest.approx([9, 9, 0])
 
 
-@pytest.mark.parametrize("how", WEIGHTED)
+@pytest.mark.parametrize("how", WEIGHTED_COMBINATIONS)
 def test_a_teacher_that_weighs_nothing_might_as_well_be_absent(how: Combination) -> None:
     scores = np.random.default_rng(0).normal(size=(3, 7)) + np.arange(7)
     alone = scores.copy()
@@ -104,7 +105,7 @@ def test_a_teacher_that_weighs_nothing_might_as_well_be_absent(how: Combination)
     assert combine(scores, how, [1, 1, 0]) == pytest.approx(weighted)
 
 
-@pytest.mark.parametrize("how", WEIGHTED)
+@pytest.mark.parametrize("how", WEIGHTED_COMBINATIONS)
 def test_equal_weights_change_nothing(how: Combination) -> None:
     scores = np.random.default_rng(1).normal(size=(2, 3, 6))
     np.testing.assert_allclose(combine(scores, how, [2, 2, 2]), combine(scores, how))
