@@ -70,7 +70,7 @@ def check_scoring_endpoints(config: DistillConfig) -> None:
 
     for scorer in config.scorers:
         if isinstance(scorer, LlmScorerConfig):
-            check_teacher(scorer.llm)
+            check_teacher(scorer.llm, f"scorers.{scorer.name}.llm")
 
 
 def check_endpoints(config: DistillConfig, planned: Callable[[], Mapping[str, Mapping[str, Artifact]]]) -> None:

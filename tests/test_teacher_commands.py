@@ -135,3 +135,12 @@ def test_mistakes_are_told_in_a_sentence(scored, words, sentence, capsys):
     message = capsys.readouterr().err
     assert sentence in message
     assert "Traceback" not in message
+
+
+def test_a_scorers_endpoint_is_asked_only_where_there_is_something_to_score(scored, capsys):
+    scorer = (
+        "scorers=[{kind: llm, name: far, depth: 300, llm: {engine: openai, base_url: 'http://127.0.0.1:9/v1', model: m}}]"
+    )
+    assert main(["score", *scored, scorer, "--dry-run"]) == 1
+    assert "scorers.far.llm.base_url: nobody answers at http://127.0.0.1:9/v1/models" in capsys.readouterr().err
+    assert main(["index", *scored, scorer, "--dry-run"]) == 0

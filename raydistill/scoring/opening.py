@@ -11,7 +11,7 @@ from raydistill.model_source import model_identity
 from raydistill.scoring.judges import Asker, Judge, Listwise, Pairwise, Pointwise
 from raydistill.scoring.prompts import ScoringPrompt, find_prompt
 from raydistill.scoring.reading import ReadingJudge
-from raydistill.teachers.cache import GenerationCache
+from raydistill.teachers.cache import EngineIdentity, GenerationCache
 from raydistill.teachers.engines import engine_identity, open_choosing
 from raydistill.teachers.rewriting import PromptTokenizer
 
@@ -21,7 +21,7 @@ def scorer_identity(scorer: ScorerConfig) -> str:
     if isinstance(scorer, CrossEncoderScorerConfig):
         encoder = scorer.encoder
         return model_identity(encoder.model, encoder.revision, field=f"scorers.{scorer.name}.encoder.model")
-    return engine_identity(scorer.llm).key
+    return _identity(scorer).key
 
 
 def prompt_of(scorer: LlmScorerConfig) -> ScoringPrompt:
@@ -48,7 +48,8 @@ def check_scorer(scorer: ScorerConfig) -> None:
         tokenizer = ModelTokenizer(llm.model, llm.revision, llm.trust_remote_code)
         written_answers(tokenizer, _wanted(scorer, prompt), given=scorer.options is not None)
     except TeacherError as error:
-        raise ConfigError(f"{field}: {error}") from error
+        advice = f"; give {field}.options two words that are" if scorer.method == "pointwise" else ""
+        raise ConfigError(f"{field}: {error}{advice}") from error
 
 
 def open_judge(scorer: ScorerConfig, root: str, group_name: str = "scorer") -> Judge:
@@ -61,9 +62,9 @@ def open_judge(scorer: ScorerConfig, root: str, group_name: str = "scorer") -> J
     if isinstance(scorer, CrossEncoderScorerConfig):
         return ReadingJudge(scorer.encoder, f"scorers.{scorer.name}.encoder")
     prompt = prompt_of(scorer)
-    engine, tokenizer, budget = open_choosing(scorer.llm, group_name)
+    engine, tokenizer, budget = open_choosing(scorer.llm, group_name, _section(scorer))
     answers = written_answers(tokenizer, _wanted(scorer, prompt), given=scorer.options is not None)
-    cache = GenerationCache(root, engine_identity(scorer.llm))
+    cache = GenerationCache(root, _identity(scorer))
     asker = Asker(engine, tokenizer, cache, prompt, budget, answers)
     if scorer.method == "pointwise":
         return Pointwise(asker)
@@ -101,6 +102,14 @@ def written_answers(tokenizer: PromptTokenizer, answers: Sequence[str], given: b
         refused = TeacherError(f"two of the answers {', '.join(form)} are one token in this model's vocabulary")
     assert refused is not None
     raise refused
+
+
+def _section(scorer: LlmScorerConfig) -> str:
+    return f"scorers.{scorer.name}.llm"
+
+
+def _identity(scorer: LlmScorerConfig) -> EngineIdentity:
+    return engine_identity(scorer.llm, _section(scorer))
 
 
 def _wanted(scorer: LlmScorerConfig, prompt: ScoringPrompt) -> tuple[str, ...]:

@@ -23,12 +23,15 @@ from raydistill.teachers.prompts import PromptTemplate, find_template
 from raydistill.teachers.rewriting import PromptTokenizer, Retry, Rewriter
 
 
-def engine_identity(teacher: GeneratingTeacherConfig) -> EngineIdentity:
-    """Return what decides a teacher's answers beside prompt and sampling. Raises ConfigError when a model is not here."""
+def engine_identity(teacher: GeneratingTeacherConfig, field: str | None = None) -> EngineIdentity:
+    """Return what decides a teacher's answers beside prompt and sampling. Raises ConfigError when a model is not here.
+
+    `field` is the configuration section, for messages; None: that of a teacher of its name.
+    """
     if isinstance(teacher, OpenAiTeacherConfig):
         model = teacher.identity or f"{teacher.base_url} {teacher.model}"
         return EngineIdentity(f"{teacher.api} {model} {json.dumps(teacher.extra_body, sort_keys=True)}", "")
-    model = model_identity(teacher.model, teacher.revision, field=f"teachers.{teacher.name}.model")
+    model = model_identity(teacher.model, teacher.revision, field=f"{field or _section(teacher)}.model")
     if isinstance(teacher, VllmTeacherConfig):
         # Kernels of its own: the same weights may write other words here.
         model = f"vllm {model} {json.dumps(teacher.engine_args, sort_keys=True)}"
@@ -41,7 +44,7 @@ def open_rewriter(teacher: GeneratingTeacherConfig, cache: GenerationCache, grou
     Args:
         group_name: what the names of placement groups begin with, for engines that have them.
     """
-    engine, tokenizer, budget = _opened(teacher, group_name, teacher.max_new_tokens)
+    engine, tokenizer, budget = _opened(teacher, group_name, teacher.max_new_tokens, _section(teacher))
     beams = teacher.num_beams if isinstance(teacher, TransformersTeacherConfig) else 1
     return Rewriter(
         engine=engine,
@@ -57,13 +60,16 @@ def open_rewriter(teacher: GeneratingTeacherConfig, cache: GenerationCache, grou
 
 
 def open_choosing(
-    teacher: GeneratingTeacherConfig, group_name: str = "scorer"
+    teacher: GeneratingTeacherConfig, group_name: str, field: str
 ) -> tuple[ChoosingEngine, PromptTokenizer, int]:
-    """Return a teacher's engine for choosing between answers, its tokenizer and the budget of a prompt in tokens.
+    """Return a model's engine for choosing between answers, its tokenizer and the budget of a prompt in tokens.
+
+    Args:
+        field: the configuration section, for messages.
 
     Raises as `open_rewriter`.
     """
-    return _opened(teacher, group_name, new_tokens=1)
+    return _opened(teacher, group_name, 1, field)
 
 
 class _OpenedEngine(Engine, ChoosingEngine, Protocol):
@@ -71,10 +77,10 @@ class _OpenedEngine(Engine, ChoosingEngine, Protocol):
 
 
 def _opened(
-    teacher: GeneratingTeacherConfig, group_name: str, new_tokens: int
+    teacher: GeneratingTeacherConfig, group_name: str, new_tokens: int, field: str
 ) -> tuple[_OpenedEngine, PromptTokenizer, int]:
     if isinstance(teacher, OpenAiTeacherConfig):
-        return *_endpoint(teacher), teacher.max_prompt_tokens
+        return *_endpoint(teacher, field), teacher.max_prompt_tokens
     if isinstance(teacher, VllmTeacherConfig):
         tokenizer, budget = _tokenizer(teacher, new_tokens)
         return _vllm(teacher, group_name), tokenizer, budget
@@ -117,15 +123,21 @@ def _retry(teacher: GeneratingTeacherConfig) -> Retry:
     return Retry(teacher.retry.tries, teacher.retry.temperature, template=template)
 
 
-def check_teacher(teacher: GeneratingTeacherConfig) -> None:
-    """Raise ConfigError when an endpoint's key is missing, nobody answers there, or it has no such model."""
+def check_teacher(teacher: GeneratingTeacherConfig, field: str | None = None) -> None:
+    """Raise ConfigError when an endpoint's key is missing, nobody answers there, or it has no such model; `field` as for
+    `engine_identity`."""
     if isinstance(teacher, OpenAiTeacherConfig):
         from raydistill.teachers.openai_engine import api_key_of, check_endpoint
 
-        check_endpoint(teacher.base_url, teacher.model, api_key_of(teacher.api_key_env, teacher.name), teacher.name)
+        section = field or _section(teacher)
+        check_endpoint(teacher.base_url, teacher.model, api_key_of(teacher.api_key_env, section), section)
 
 
-def _endpoint(teacher: OpenAiTeacherConfig) -> tuple[_OpenedEngine, PromptTokenizer]:
+def _section(teacher: GeneratingTeacherConfig) -> str:
+    return f"teachers.{teacher.name}"
+
+
+def _endpoint(teacher: OpenAiTeacherConfig, field: str) -> tuple[_OpenedEngine, PromptTokenizer]:
     from raydistill.teachers.openai_engine import OpenAiEngine, Patience, api_key_of
     from raydistill.teachers.openai_protocol import Wording
 
@@ -141,7 +153,7 @@ def _endpoint(teacher: OpenAiTeacherConfig) -> tuple[_OpenedEngine, PromptTokeni
     )
     stop_at_newline = find_template(teacher.prompt).stop_at_newline
     wording = Wording(teacher.model, teacher.api, teacher.extra_body, stop_at_newline)
-    key = api_key_of(teacher.api_key_env, teacher.name)
+    key = api_key_of(teacher.api_key_env, field)
     return OpenAiEngine(teacher.base_url, wording, patience, key), _RemoteTokenizer(teacher.api == "chat")
 
 

@@ -272,8 +272,10 @@ class _Batch:
         self.stopped = f"{self._url} ({self._engine.wording.model}): {detail}: {fix}"
 
 
-def api_key_of(variable: str | None, teacher: str) -> str | None:
+def api_key_of(variable: str | None, field: str) -> str | None:
     """Return the API key that an environment variable of this process holds; None when no variable is named.
+
+    `field` is the configuration section that named it, for messages.
 
     Raises ConfigError when it is not set.
     """
@@ -282,14 +284,14 @@ def api_key_of(variable: str | None, teacher: str) -> str | None:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise ConfigError(
-            f"teachers.{teacher}.api_key_env: the environment variable {variable} is not set here; set it where the job is "
+            f"{field}.api_key_env: the environment variable {variable} is not set here; set it where the job is "
             "submitted and on every node, or leave api_key_env out for an endpoint without a key"
         )
     return key
 
 
-def check_endpoint(base_url: str, model: str, api_key: str | None, teacher: str) -> None:
-    """Ask the endpoint for its models, which costs nothing.
+def check_endpoint(base_url: str, model: str, api_key: str | None, field: str) -> None:
+    """Ask the endpoint for its models, which costs nothing; `field` as for `api_key_of`.
 
     Raises ConfigError when nobody answers, the key is refused, or the model is not among those it lists. An endpoint that
     lists none is believed.
@@ -305,17 +307,16 @@ def check_endpoint(base_url: str, model: str, api_key: str | None, teacher: str)
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
         reason = f"no answer within {_CHECK_S:g} s" if isinstance(error, asyncio.TimeoutError) else _name(error)
         raise ConfigError(
-            f"teachers.{teacher}.base_url: nobody answers at {url} ({reason}); start the server, or correct the address"
+            f"{field}.base_url: nobody answers at {url} ({reason}); start the server, or correct the address"
         ) from None
     if status in (401, 403):
         raise ConfigError(
-            f"teachers.{teacher}.api_key_env: {url} refuses the key (HTTP {status}); correct the variable's value, "
-            "or name one"
+            f"{field}.api_key_env: {url} refuses the key (HTTP {status}); correct the variable's value, or name one"
         )
     names = model_names(content) if status == 200 else []
     if names and model not in names:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise ConfigError(f"teachers.{teacher}.model: {base_url} has no model {model!r}; it has {shown}")
+        raise ConfigError(f"{field}.model: {base_url} has no model {model!r}; it has {shown}")
 
 
 def _session(api_key: str | None, connect_s: float, answer_s: float) -> aiohttp.ClientSession:

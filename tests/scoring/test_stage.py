@@ -195,10 +195,14 @@ def test_a_scorer_is_checked_before_anything_starts(folder, judge_model, tmp_pat
     check_scorer(reader(folder))
     check_scorer(asking(judge_model))
     check_scorer(asking(judge_model, method="pairwise", options=None))
-    with pytest.raises(ConfigError, match=r"scorers.judge: the option 'yes' is 3 tokens"):
+    with pytest.raises(
+        ConfigError, match=r"scorers.judge: the option 'yes' is 3 tokens .*; give scorers.judge.options two words"
+    ):
         check_scorer(asking(judge_model, options=None))
     with pytest.raises(ConfigError, match="'listwise-v1' is a listwise prompt"):
         check_scorer(asking(judge_model, prompt="listwise-v1"))
+    with pytest.raises(ConfigError, match=r"scorers.judge.llm.model: the folder '/nowhere' does not exist here"):
+        judgements_artifact(asking("/nowhere"), Artifact(str(tmp_path), "candidates", "c", "0" * 64), {})
     with pytest.raises(ConfigError, match=r"scorers.reader.encoder.model"):
         check_scorer(reader(folder, encoder={"model": str(tmp_path / "nothing")}))
 

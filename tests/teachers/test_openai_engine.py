@@ -239,13 +239,13 @@ def test_nobody_at_the_address_is_a_failure_of_each_prompt() -> None:
 def test_the_key_goes_into_the_header_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEACHER_KEY", f" {KEY}\n")
     with serving(echo) as endpoint:
-        engine(endpoint.url, key=api_key_of("TEACHER_KEY", "t")).generate(["x"], GREEDY)
-        engine(endpoint.url, key=api_key_of(None, "t")).generate(["x"], GREEDY)
+        engine(endpoint.url, key=api_key_of("TEACHER_KEY", "teachers.t")).generate(["x"], GREEDY)
+        engine(endpoint.url, key=api_key_of(None, "teachers.t")).generate(["x"], GREEDY)
     assert [headers.get("Authorization") for headers in endpoint.headers] == [f"Bearer {KEY}", None]
     assert KEY not in json.dumps(endpoint.bodies)
     monkeypatch.delenv("TEACHER_KEY")
     with pytest.raises(ConfigError, match=r"teachers\.t\.api_key_env: the environment variable TEACHER_KEY is not set here"):
-        api_key_of("TEACHER_KEY", "t")
+        api_key_of("TEACHER_KEY", "teachers.t")
 
 
 def test_a_key_that_is_repeated_is_struck_out_even_where_the_message_is_cut() -> None:
@@ -264,17 +264,17 @@ def test_a_server_that_asks_for_no_wait_is_given_time_all_the_same() -> None:
 
 def test_an_endpoint_is_checked_before_a_run() -> None:
     with serving(echo) as endpoint:
-        check_endpoint(endpoint.url, MODEL, KEY, "t")
+        check_endpoint(endpoint.url, MODEL, KEY, "teachers.t")
         assert endpoint.headers[-1]["Authorization"] == f"Bearer {KEY}"
         with pytest.raises(ConfigError, match=r"teachers\.t\.model: http://127.* has no model 'other'; it has tiny$"):
-            check_endpoint(endpoint.url, "other", None, "t")
+            check_endpoint(endpoint.url, "other", None, "teachers.t")
         endpoint.models = status(401, "no key")
         with pytest.raises(ConfigError, match=r"teachers\.t\.api_key_env: .*/models refuses the key \(HTTP 401\)"):
-            check_endpoint(endpoint.url, MODEL, None, "t")
+            check_endpoint(endpoint.url, MODEL, None, "teachers.t")
         endpoint.models = status(404)
-        check_endpoint(endpoint.url, MODEL, None, "t")
+        check_endpoint(endpoint.url, MODEL, None, "teachers.t")
     with pytest.raises(ConfigError, match=r"teachers\.t\.base_url: nobody answers at http://127\.0\.0\.1:\d+/v1/models \("):
-        check_endpoint(f"http://127.0.0.1:{free_port()}/v1", MODEL, None, "t")
+        check_endpoint(f"http://127.0.0.1:{free_port()}/v1", MODEL, None, "teachers.t")
 
 
 def listing(api: Api, pairs: dict[str, float]) -> Any:
