@@ -28,7 +28,7 @@ from processes import CHECKOUT, in_a_process, machine
 
 PROMPTS, NEW_TOKENS, HABIT_BATCH = 1000, 64, 16
 VOCABULARY, ENDS_EVERY = 8000, 8
-TURNS_PER_TASK = 100
+TASKS = 10
 WAIT_S, IN_FLIGHT, WAITED_EACH = 1.0, 4, 100
 REPLICAS = (1, 2, 4, 8)
 PACKAGES = ("raydistill", "ray", "torch", "transformers", "tokenizers")
@@ -54,7 +54,7 @@ def main() -> int:
         result = {
             "machine": machine(),
             "versions": {name: version(name) for name in PACKAGES},
-            "settings": {"prompts": options.prompts, "new_tokens": NEW_TOKENS, "turns_per_task": TURNS_PER_TASK},
+            "settings": {"prompts": options.prompts, "new_tokens": NEW_TOKENS, "tasks": TASKS},
             "measured": found,
             "same_answers": same,
             "ratios": {
@@ -91,9 +91,9 @@ def _same(one: list[str], other: list[str]) -> float:
     return sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
 
 
-def _call(name: str, threads: int, **arguments: Any) -> Any:
+def _call(name: str, compute_threads: int, **arguments: Any) -> Any:
     script = f"import json, teachers; print(json.dumps(teachers.{name}(**json.loads({json.dumps(arguments)!r}))))"
-    return json.loads(in_a_process(["-c", script], threads).splitlines()[-1])
+    return json.loads(in_a_process(["-c", script], compute_threads).splitlines()[-1])
 
 
 # What runs in a process of its own.
@@ -218,18 +218,19 @@ def pool(folder: str, actors: int, threads: int) -> dict[str, Any]:
     from raydistill.teachers.pool import teach
 
     connect(RayConfig(local_cpus=2))
+    queries = _queries(folder)
     settings = {
         "name": "random",
         "model": folder,
         "dtype": "float32",
         "max_new_tokens": NEW_TOKENS,
-        "turns_per_task": TURNS_PER_TASK,
+        "turns_per_task": max(1, len(queries) // TASKS),
         "retry": {"tries": 0},
         "workers": {"actors": actors, "cpus": threads},
     }
     with tempfile.TemporaryDirectory() as root:
         started = time.time()
-        artifact = teach(TransformersTeacherConfig.model_validate(settings), _queries(folder), f"{actors}".zfill(64), root)
+        artifact = teach(TransformersTeacherConfig.model_validate(settings), queries, "0" * 64, root)
         whole = time.time() - started
         parts = artifact.manifest().parts
         stored = sorted((artifact.fetch(part).stat().st_mtime, part.rows) for part in parts)
