@@ -174,7 +174,7 @@ class RunInputs:
             self._check_coverage()
 
     def _check_gold(self) -> None:
-        """Raise DataError where a term of the objective learns from gold passages and no training turn has one."""
+        """Raise DataError where something learns from gold passages and no training turn has one."""
         if any(grade > 0 for grades in self.train.qrels.values() for grade in grades.values()):
             return
         for _, term in self._config.train.objective.terms:
@@ -182,6 +182,12 @@ class RunInputs:
                 raise DataError(
                     f"train.objective has {term}, which learns from gold passages, and no training turn has one; add qrels "
                     "to a source of data.train, or leave the term out"
+                )
+        for scorer in self._config.scorers:
+            if scorer.calibrate:
+                raise DataError(
+                    f"scorers.{scorer.name}.calibrate learns from gold passages, and no training turn has one; add qrels to "
+                    "a source of data.train, or set calibrate: false"
                 )
 
     def _check_judgements(self) -> None:

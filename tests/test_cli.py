@@ -98,6 +98,12 @@ def test_an_objective_that_learns_from_gold_passages_needs_some(refused: Run) ->
     assert "train.objective has infonce, which learns from gold passages, and no training turn has one" in error
 
 
+def test_a_calibration_that_learns_from_gold_passages_needs_some(refused: Run) -> None:
+    scorer = "scorers=[{kind: cross-encoder, name: r, calibrate: true, encoder: {model: org/reader}}]"
+    error = refused("data.train.qrels=", "train.objective=kld", scorer)
+    assert "scorers.r.calibrate learns from gold passages, and no training turn has one" in error
+
+
 def test_an_empty_conversation_is_named_by_file_and_line(refused: Run, data: Path) -> None:
     path = data / "conversations.jsonl"
     record = json.loads(path.read_text().splitlines()[2])

@@ -212,7 +212,7 @@ class _Scorer:
         return open_judge(self._scorer, artifact.root, _group_name(artifact))
 
     def _with_texts(self, passages: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
-        """Return the passages that have a text, and the texts; segments that were compacted have none."""
+        """Return the passages that have a text, and the texts; one that is in no corpus any more has none."""
         texts = [hit.text for hit in self._passages.hits(self._holding, passages)]
         kept = np.array([text is not None for text in texts], dtype=bool)
         return passages[kept], [text for text in texts if text is not None]
