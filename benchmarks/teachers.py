@@ -28,6 +28,7 @@ from processes import CHECKOUT, in_a_process, machine
 
 PROMPTS, NEW_TOKENS, HABIT_BATCH = 1000, 64, 16
 VOCABULARY, ENDS_EVERY = 8000, 8
+SMALL = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8}
 TASKS = 10
 WAIT_S, IN_FLIGHT, WAITED_EACH = 1.0, 4, 100
 REPLICAS = (1, 2, 4, 8)
@@ -99,8 +100,12 @@ def _call(name: str, compute_threads: int, **arguments: Any) -> Any:
 # What runs in a process of its own.
 
 
-def prepare(folder: str, data: str, prompts: int) -> int:
-    """Write model, tokenizer and conversations into the folder."""
+def prepare(folder: str, data: str, prompts: int, shape: dict[str, Any] | None = None, device: str = "cpu") -> int:
+    """Write model, tokenizer and conversations into the folder, and return the number of parameters.
+
+    Args:
+        shape: fields of the model's configuration, default a small one; on a GPU the model is stored in bfloat16.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -137,42 +142,36 @@ def prepare(folder: str, data: str, prompts: int) -> int:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=512,
-        intermediate_size=1376,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        max_position_embeddings=2048,
-        initializer_range=0.1,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-    )
-    llama = LlamaForCausalLM(config)
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    wanted = {"vocab_size": len(tokenizer), **SMALL, **(shape or {})}
+    config = LlamaConfig(max_position_embeddings=2048, initializer_range=0.1, **wanted, **ids)
+    with torch.device(device):
+        llama = LlamaForCausalLM(config)
+    if device == "cuda":
+        llama = llama.bfloat16()
     llama.generation_config = GenerationConfig(
-        eos_token_id=[1, *range(ENDS_EVERY, len(tokenizer), ENDS_EVERY)], pad_token_id=2
+        eos_token_id=[1, *range(ENDS_EVERY, wanted["vocab_size"], ENDS_EVERY)], pad_token_id=2
     )
     llama.save_pretrained(folder)
     return sum(parameter.numel() for parameter in llama.parameters())
 
 
-def habit(folder: str) -> dict[str, Any]:
-    """Generate as the usual script does."""
+def habit(folder: str, device: str = "cpu") -> dict[str, Any]:
+    """Generate as the usual script does; on a GPU in bfloat16."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval().to(device)
     ends = torch.tensor(model.generation_config.eos_token_id)
     model.generation_config.eos_token_id = None
     prompts = _prompts(folder)
     texts: list[str] = []
 
     def answered(some: list[str]) -> list[str]:
-        batch = tokenizer(some, return_tensors="pt", padding=True)
+        batch = tokenizer(some, return_tensors="pt", padding=True).to(device)
         with torch.inference_mode():
-            rows = model.generate(**batch, do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=2)
+            rows = model.generate(**batch, do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=2).cpu()
         made = []
         for row in rows[:, batch["input_ids"].shape[1] :]:
             ended = torch.isin(row, ends)
@@ -187,15 +186,16 @@ def habit(folder: str) -> dict[str, Any]:
     return {"prompts_per_second": len(prompts) / (time.perf_counter() - started), "texts": texts}
 
 
-def bare(folder: str) -> dict[str, Any]:
-    """Generate with the engine alone."""
+def bare(folder: str, device: str = "cpu", batch_tokens: int = 8192) -> dict[str, Any]:
+    """Generate with the engine alone; on a GPU in bfloat16."""
     import torch
 
     from raydistill.teachers.engine import Sampling
     from raydistill.teachers.transformers_engine import ModelTokenizer, TransformersEngine
 
     torch.set_num_threads(2)
-    engine = TransformersEngine(folder, ModelTokenizer(folder), dtype="float32", device="cpu")
+    dtype = "float32" if device == "cpu" else "auto"
+    engine = TransformersEngine(folder, ModelTokenizer(folder), dtype=dtype, device=device, batch_tokens=batch_tokens)
     prompts, sampling = _prompts(folder), Sampling(NEW_TOKENS)
     engine.generate(prompts[:2], sampling)
     started = time.perf_counter()

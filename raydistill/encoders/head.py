@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from importlib.util import find_spec
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -89,9 +88,12 @@ def max_pool_logits(
         if hidden.device.type == "cpu" and not with_positions:
             return _Packed(hidden, mask, dtype).maxima(weight, slice_terms, dtype), None
         kernels = _kernels(hidden.device, dtype)
-        if kernels is not None:
-            found: tuple[Tensor, Tensor] = kernels.max_pool_logits(hidden.to(dtype), weight.to(dtype), mask)
-            return found[0], found[1] if with_positions else None
+        # Tiles are loaded by rows of whole 16 bytes.
+        if kernels is not None and width % 8 == 0:
+            found: tuple[Tensor, Tensor | None] = kernels.max_pool_logits(
+                hidden.to(dtype), weight.to(dtype), mask, with_positions
+            )
+            return found
         tokens = hidden.reshape(batch * length, width).to(dtype)
         for start in range(0, terms, slice_terms):
             rows = weight[start : start + slice_terms].to(dtype)
@@ -324,8 +326,8 @@ def _kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
 
 @lru_cache(maxsize=1)
 def _triton_module() -> ModuleType | None:
-    if find_spec("triton") is None:
+    try:
+        from raydistill.encoders import head_triton
+    except ImportError:  # no Triton, or one before 3.4, without tensor descriptors
         return None
-    from raydistill.encoders import head_triton
-
     return head_triton
