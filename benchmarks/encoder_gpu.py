@@ -1,9 +1,10 @@
 """Encoding passages on one GPU: `python benchmarks/encoder_gpu.py --out benchmarks/results/NAME.json`. Linux only.
 
 raydistill's encoder beside sentence_transformers.SparseEncoder on the same models and real passages, in float32 and in
-bfloat16, each at the fastest of several batch sizes; then the Ray Data stage beside a loop in one process, in bfloat16. One
-process measures both encoders, a process of its own each the stage and the loop. compute_share tells what part of the time
-the GPU computed, by its own clock.
+bfloat16, each at the fastest of several batch sizes; then the Ray Data stage beside a loop in one process, in bfloat16, on
+the same passages many times over: with one actor on the GPU, and with two that share it, of which one stores while the other
+computes. One process measures both encoders, a process of its own each the stage and the loop. compute_share tells what part
+of the time the GPU computed, by its own clock.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from encoder_inputs import GPU_MODELS, SHAPES, prepare, write_passages
 from processes import CHECKOUT, in_a_process, machine
 
 PAIRS = {"fp32": ("raydistill", "sentence-transformers"), "bf16": ("raydistill bf16", "sentence-transformers bf16")}
 TRIAL_PASSAGES = 1024
 STAGE_MODEL, STAGE_PRECISION = "BERT base", "bf16"
+STAGE_TOKENS, STAGE_TIMES, STAGE_ACTORS = 32_768, 12, (1, 2)
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "sentence-transformers", "numpy")
 
 
@@ -31,22 +34,22 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=CHECKOUT.parent / "shared" / "data" / "mtrag" / "clapnq")
     parser.add_argument("--passages", type=int, default=5000)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    parser.add_argument("--models", nargs="+", choices=tuple(SHAPES), default=list(GPU_MODELS))
     parser.add_argument("--without-stage", action="store_true", help="leave the Ray Data stage out")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
-    from encoder_inputs import GPU_MODELS, prepare
-
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        prepare(folder, options.data, options.passages, GPU_MODELS)
+        prepare(folder, options.data, options.passages, {*options.models, STAGE_MODEL})
         result: dict[str, Any] = {
             "machine": machine("cuda"),
             "versions": {name: version(name) for name in PACKAGES},
             "settings": {"passages": options.passages, "trial_passages": TRIAL_PASSAGES, "threads": options.threads},
-            "runs": [_compared(folder, model, precision) for model in GPU_MODELS for precision in PAIRS],
+            "runs": [_compared(folder, model, precision) for model in options.models for precision in PAIRS],
         }
         if not options.without_stage:
-            result["stage"] = _stage(folder, result["runs"], options.threads)
+            write_passages(folder, options.data, options.passages, STAGE_TIMES)
+            result["stage"] = _stage(folder, options.threads)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -89,22 +92,25 @@ def _compared(folder: Path, model: str, precision: str) -> dict[str, Any]:
     return result
 
 
-def _stage(folder: Path, runs: list[dict[str, Any]], threads: int) -> dict[str, Any]:
-    """Measure the Ray Data stage with one actor on the GPU between two loops, and print the ratio."""
-    run = next(run for run in runs if (run["model"], run["precision"]) == (STAGE_MODEL, STAGE_PRECISION))
-    size = run["variants"][PAIRS[STAGE_PRECISION][0]]["size"]
-    work = {"folder": str(folder), "model": STAGE_MODEL, "size": size, "precision": STAGE_PRECISION}
+def _stage(folder: Path, threads: int) -> dict[str, Any]:
+    """Measure the Ray Data stage between two loops, and print the ratios."""
+    work = {"folder": str(folder), "model": STAGE_MODEL, "size": STAGE_TOKENS, "precision": STAGE_PRECISION}
     loops = [_call("loop", threads, device="cuda", **work)["passages_per_second"]]
-    with tempfile.TemporaryDirectory() as root:
-        found = _call("stage", threads, cpus=threads, gpus=1, root=root, **work)
+    stages = []
+    for actors in STAGE_ACTORS:
+        share = {"actors": actors, "cpus": threads // actors, "gpus": 1 / actors}
+        with tempfile.TemporaryDirectory() as root:
+            stages.append(_call("stage", threads, root=root, **share, **work))
     loops.append(_call("loop", threads, device="cuda", **work)["passages_per_second"])
-    ratio = found["passages_per_second"] / (sum(loops) / len(loops))
-    print(
-        f"Ray Data stage, {STAGE_MODEL}, {STAGE_PRECISION}: {found['passages_per_second']:.0f} passages/s once its actor is "
-        f"up ({found['start_up']:.0f} s), loop {loops[0]:.0f} before and {loops[1]:.0f} after: ratio {ratio:.3f}",
-        flush=True,
-    )
-    return {"stage": found, "loops": loops, "ratio": ratio}
+    for found in stages:
+        found["ratio"] = found["passages_per_second"] / (sum(loops) / len(loops))
+        print(
+            f"Ray Data stage, {STAGE_MODEL}, {STAGE_PRECISION}, {found['actors']} actors on the GPU: "
+            f"{found['passages_per_second']:.0f} passages/s once they are up ({found['start_up']:.0f} s), loop "
+            f"{loops[0]:.0f} before and {loops[1]:.0f} after: ratio {found['ratio']:.3f}",
+            flush=True,
+        )
+    return {"stages": stages, "loops": loops, "batch_tokens": STAGE_TOKENS}
 
 
 def _call(function: str, threads: int, **arguments: Any) -> dict[str, Any]:

@@ -41,19 +41,26 @@ CORPUS = "corpus.jsonl"
 
 def prepare(folder: Path, data: Path, passages: int, models: Sequence[str] = MODELS) -> None:
     """Write the passages (evenly spaced over the corpus, in its order) and the models into a folder."""
+    texts = write_passages(folder, data, passages)
+    tokenizer = load_tokenizer(MINILM, None, False, "model")
+    for name in models:
+        model = _shape(tokenizer, SHAPES[name], texts) if name in SHAPES else _minilm(tokenizer, texts)
+        save_student(model, tokenizer, model_folder(folder, name), TextConfig(max_tokens=MAX_TOKENS), "a benchmark's model")
+
+
+def write_passages(folder: Path, data: Path, passages: int, times: int = 1) -> list[str]:
+    """Write the passages into a folder, each under so many ids, and return their texts."""
     folder.mkdir(parents=True, exist_ok=True)
     with gzip.open(data / "corpus.jsonl.gz", "rt", encoding="utf-8") as stream:
         records = [json.loads(line) for line in stream]
     records = [record for record in records if record["text"].strip()]
     chosen = np.unique(np.linspace(0, len(records) - 1, min(passages, len(records))).astype(int))
     kept = [records[number] for number in chosen]
+    kept = [{**record, "_id": f"{record['_id']} {place}"} for place in range(times) for record in kept]
     (folder / CORPUS).write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
     texts = [Passage(record["_id"], record["text"], record.get("title", "")).full_text for record in kept]
     (folder / TEXTS).write_text(json.dumps(texts), encoding="utf-8")
-    tokenizer = load_tokenizer(MINILM, None, False, "model")
-    for name in models:
-        model = _shape(tokenizer, SHAPES[name], texts) if name in SHAPES else _minilm(tokenizer, texts)
-        save_student(model, tokenizer, model_folder(folder, name), TextConfig(max_tokens=MAX_TOKENS), "a benchmark's model")
+    return texts
 
 
 def model_folder(folder: Path, name: str) -> Path:

@@ -21,7 +21,9 @@ def in_a_process(arguments: list[str], threads: int) -> str:
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "benchmarks")]),
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(CHECKOUT), str(CHECKOUT / "benchmarks"), os.environ.get("PYTHONPATH")])
+        ),
     }
     ended = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
     if ended.returncode:

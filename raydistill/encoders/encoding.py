@@ -7,9 +7,9 @@ intervals do not overlap. With 8,192 tokens a batch and windows of 4,096 texts o
 under 5 %. It does not grow with the corpus or with the longest batch; a window of a few hundred texts is one batch and
 may pad a third.
 
-On a GPU three things overlap: a thread reads and tokenises the next window into pinned memory, the device computes a batch,
-and the batch before it is made sparse on a stream of its own and copied to the host as coordinates only. On a CPU all of it
-runs in the one thread that computes: there is no second device to keep busy.
+On a GPU three things overlap: a thread reads and tokenises the next window into pinned memory, the device computes some
+batches, and the one before them is made sparse on a stream of its own and copied to the host as coordinates only. On a CPU
+all of it runs in the one thread that computes: there is no second device to keep busy.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from raydistill.encoders.tokens import length_batches, pad_id, padded, tokenize_
 WINDOW_TEXTS = 4096
 """Texts that are tokenised and sorted together."""
 
-_Launched = tuple[Tensor, torch.cuda.Event | None]
-"""Weights [B, V] and the event after which they are there; None where they are there already."""
+_Launched = tuple[Tensor, tuple[torch.cuda.Event, torch.cuda.Event] | None]
+"""Weights [B, V] and the events between which they are computed; None where they are there already."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +98,40 @@ def encode_windows(
     """
     made = (tokenise(window) for window in windows if len(window))
     lane = _Lane(device)
+    # Batches of the next window are launched before the last ones of a window are collected, so that the device computes
+    # while the host puts a window together and the caller works on it.
+    launched: deque[tuple[Window, _Launched]] = deque()
+    parts: list[SparseBatch] = []
     for window in _ahead(made) if device.type == "cuda" else made:
-        launched: deque[_Launched] = deque()
-        parts: list[SparseBatch] = []
         for input_ids, mask in window.batches:
             with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                launched.append(lane.run(model, input_ids, mask))
+                launched.append((window, lane.run(model, input_ids, mask)))
             if len(launched) > lane.depth:
-                parts.append(lane.collect(sparsify, launched.popleft()))
-        parts += [lane.collect(sparsify, batch) for batch in launched]
-        tally.passages += window.texts
-        tally.truncated += window.truncated
-        tally.tokens += window.tokens
-        tally.padded_tokens += sum(input_ids.numel() for input_ids, _ in window.batches)
-        tally.compute_seconds += lane.seconds()
-        yield SparseBatch.concatenate(parts).select(window.place)
+                yield from _collected(lane, sparsify, launched, parts, tally)
+    while launched:
+        yield from _collected(lane, sparsify, launched, parts, tally)
+
+
+def _collected(
+    lane: _Lane,
+    sparsify: Callable[[Tensor], SparseBatch],
+    launched: deque[tuple[Window, _Launched]],
+    parts: list[SparseBatch],
+    tally: EncodingTally,
+) -> Iterator[SparseBatch]:
+    """Move the oldest launched batch to the parts of its window; yield the window when it is whole."""
+    window, batch = launched.popleft()
+    parts.append(lane.collect(sparsify, batch))
+    if len(parts) < len(window.batches):
+        return
+    tally.passages += window.texts
+    tally.truncated += window.truncated
+    tally.tokens += window.tokens
+    tally.padded_tokens += sum(input_ids.numel() for input_ids, _ in window.batches)
+    tally.compute_seconds += lane.seconds()
+    whole = SparseBatch.concatenate(parts).select(window.place)
+    parts.clear()
+    yield whole
 
 
 def sparse_rows(weights: Tensor, max_terms: int | None = None, min_weight: float = 0.0) -> SparseBatch:
@@ -146,14 +165,13 @@ def _ahead(made: Iterator[Window]) -> Iterator[Window]:
 
 
 class _Lane:
-    """Runs batches on a device and times them; on a GPU one batch is made sparse while the next computes."""
+    """Runs batches on a device and times them; on a GPU some are made sparse while the next ones compute."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._seconds = 0.0
-        self._spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self.depth = 0 if self._side is None else 1
+        self.depth = 0 if self._side is None else 2
         """Batches that are launched before the oldest of them is collected."""
 
     def run(self, model: Callable[[Tensor, Tensor], Tensor], input_ids: Tensor, mask: Tensor) -> _Launched:
@@ -168,22 +186,23 @@ class _Lane:
         begin.record(stream)
         weights = model(input_ids.to(self._device, non_blocking=True), mask.to(self._device, non_blocking=True))
         end.record(stream)
-        self._spans.append((begin, end))
-        return weights, end
+        return weights, (begin, end)
 
     def collect(self, sparsify: Callable[[Tensor], SparseBatch], launched: _Launched) -> SparseBatch:
         """Return the sparse rows of a batch, waiting for it and for no later one."""
-        weights, computed = launched
-        if self._side is None or computed is None:
+        weights, span = launched
+        if self._side is None or span is None:
             return sparsify(weights)
-        self._side.wait_event(computed)
+        begin, end = span
+        self._side.wait_event(end)
         with torch.cuda.stream(self._side):
             weights.record_stream(self._side)
-            return sparsify(weights)
+            rows = sparsify(weights)
+        end.synchronize()
+        self._seconds += begin.elapsed_time(end) / 1000
+        return rows
 
     def seconds(self) -> float:
-        """Return how long the device computed since the last call; all batches must have been collected."""
-        spent = self._seconds + sum(begin.elapsed_time(end) for begin, end in self._spans) / 1000
-        self._seconds = 0.0
-        self._spans.clear()
+        """Return how long the device computed the batches collected since the last call."""
+        spent, self._seconds = self._seconds, 0.0
         return spent
