@@ -45,15 +45,24 @@ def main() -> int:
             "machine": machine("cuda"),
             "versions": {name: version(name) for name in PACKAGES},
             "settings": {"passages": options.passages, "trial_passages": TRIAL_PASSAGES, "threads": options.threads},
-            "runs": [_compared(folder, model, precision) for model in options.models for precision in PAIRS],
+            "runs": [],
         }
+        for model in options.models:
+            for precision in PAIRS:
+                result["runs"].append(_compared(folder, model, precision))
+                _store(result, options.out)
         if not options.without_stage:
             write_passages(folder, options.data, options.passages, STAGE_TIMES)
             result["stage"] = _stage(folder, options.threads)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+            _store(result, options.out)
     return 0
+
+
+def _store(result: dict[str, Any], path: Path | None) -> None:
+    """Write what was measured so far."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _compared(folder: Path, model: str, precision: str) -> dict[str, Any]:

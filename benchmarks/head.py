@@ -7,7 +7,7 @@ are measured with the largest batch that fits, ours with that batch too, and wit
 the last number of active terms. On a CPU every measurement is a process of its own, whose resident memory is read; on a GPU
 one process does all, and reads what torch allocates on the device. Inputs are random, without padding; the bias sets how
 many terms of a text are active. The peers' work does not depend on that number, so they are measured at the first one of
-each shape only. Linux only.
+each shape only. Shapes that an existing file holds and that are not measured again stay in it. Linux only.
 """
 
 from __future__ import annotations
@@ -66,16 +66,44 @@ def main() -> int:
     if options.quick:
         options.batch, options.lengths, options.vocabularies, options.widths = 8, [64], [8_000], [64]
         options.active = [min(each, 2000) for each in options.active]
-    result = {
+    origin = {
         "machine": machine(options.device),
         "versions": {name: version(name) for name in ("raydistill", "torch", "sentence-transformers")},
         "settings": {"device": options.device, "dtype": options.dtype, "memory_bound_gib": options.memory_bound},
-        "runs": [_compared(options, threads) for threads in options.threads],
     }
+    earlier = _earlier(options.out, origin)
+    runs = [_compared(options, threads) for threads in options.threads]
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        options.out.write_text(json.dumps({**origin, "runs": _merged(earlier, runs)}, indent=1) + "\n")
     return 0
+
+
+def _earlier(path: Path | None, origin: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the runs of a file that was measured on the same machine with the same versions and settings."""
+    if path is None or not path.is_file():
+        return []
+    found = json.loads(path.read_text())
+    different = [name for name, value in origin.items() if found.get(name) != json.loads(json.dumps(value))]
+    if different:
+        raise SystemExit(f"{path} was measured with other {' and '.join(different)}; give another --out or remove it")
+    return list(found["runs"])
+
+
+def _merged(earlier: list[dict[str, Any]], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the runs with the earlier measurements of shapes that were not measured now."""
+
+    def shape(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[name] for name in ("length", "vocabulary", "width", "mode"))
+
+    for run in runs:
+        measured = {shape(row) for row in run["measurements"]}
+        for old in earlier:
+            if old["threads"] == run["threads"]:
+                kept = [row for row in old["measurements"] if shape(row) not in measured]
+                run["measurements"] = sorted(kept + run["measurements"], key=shape)
+    threads = {run["threads"] for run in runs}
+    return [old for old in earlier if old["threads"] not in threads] + runs
 
 
 def _compared(options: argparse.Namespace, threads: int) -> dict[str, Any]:

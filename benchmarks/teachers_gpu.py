@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ SHAPE = {
     "num_key_value_heads": 8,
     "tie_word_embeddings": True,
 }
+HABIT = "habit"
 BATCH_TOKENS = (8192, 32_768, 131_072)
 SAMPLED_EVERY_S = 0.1
 PACKAGES = ("torch", "transformers", "tokenizers")
@@ -45,38 +47,49 @@ def main() -> int:
     parser.add_argument("--batch-tokens", type=int, nargs="+", default=list(BATCH_TOKENS))
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        parameters = teachers.prepare(folder, str(options.data), options.prompts, SHAPE, "cuda")
-        ceiling = _product_rate()
-        measured = {"habit": _watched(lambda: teachers.habit(folder, "cuda"))}
-        for bound in options.batch_tokens:
-            measured[f"engine, {bound} tokens"] = _watched(lambda bound=bound: teachers.bare(folder, "cuda", bound))
-    answers = {name: each.pop("texts") for name, each in measured.items()}
-    first = next(iter(measured))
-    print(f"{parameters / 1e9:.2f} G parameters, a large product runs at {ceiling:.0f} TFLOP/s")
-    print(f"{'':24}{'prompts/s':>10}{'against':>9}{'tokens/s':>10}{'busy':>7}{'of the product rate':>21}")
-    for name, each in measured.items():
-        each["against_habit"] = each["prompts_per_second"] / measured[first]["prompts_per_second"]
-        each["same_answers"] = sum(map(str.__eq__, answers[name], answers[first])) / len(answers[name])
-        line = f"{name:24}{each['prompts_per_second']:10.1f}{each['against_habit']:8.1f}x"
-        if "tokens_a_prompt" in each:
-            tokens = each["tokens_a_prompt"] + each["tokens_an_answer"]
-            each["product_share"] = tokens * each["prompts_per_second"] * 2 * parameters / (ceiling * 1e12)
-            each["answer_tokens_per_second"] = each["tokens_an_answer"] * each["prompts_per_second"]
-            line += f"{each['answer_tokens_per_second']:10.0f}{each['busy']:7.0%}{each['product_share']:21.1%}"
-        print(line)
-    result = {
+    result: dict[str, Any] = {
         "machine": machine("cuda"),
         "versions": {name: version(name) for name in PACKAGES},
         "settings": {"prompts": options.prompts, "new_tokens": teachers.NEW_TOKENS, "shape": SHAPE},
-        "parameters": parameters,
-        "product_tflops": ceiling,
-        "measured": measured,
+        "measured": {},
     }
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        parameters = teachers.prepare(folder, str(options.data), options.prompts, SHAPE, "cuda")
+        result |= {"parameters": parameters, "product_tflops": _product_rate()}
+        print(f"{parameters / 1e9:.2f} G parameters, a large product runs at {result['product_tflops']:.0f} TFLOP/s")
+        print(f"{'':24}{'prompts/s':>10}{'against':>9}{'tokens/s':>10}{'busy':>7}{'of the product rate':>21}", flush=True)
+        answers = _measured(result, HABIT, lambda: teachers.habit(folder, "cuda"), options.out, None)
+        for bound in options.batch_tokens:
+            run = partial(teachers.bare, folder, "cuda", bound)
+            _measured(result, f"engine, {bound} tokens", run, options.out, answers)
     return 0
+
+
+def _measured(
+    result: dict[str, Any], name: str, work: Callable[[], dict[str, Any]], path: Path | None, answers: list[str] | None
+) -> list[str]:
+    """Measure some work, print it, store all that was measured so far, and return the answers.
+
+    Args:
+        answers: those of the habit; None where it is what is measured.
+    """
+    found = _watched(work)
+    texts: list[str] = found.pop("texts")
+    result["measured"][name] = found
+    found["against_habit"] = found["prompts_per_second"] / result["measured"][HABIT]["prompts_per_second"]
+    line = f"{name:24}{found['prompts_per_second']:10.1f}{found['against_habit']:8.1f}x"
+    if answers is not None:
+        found["same_answers"] = sum(map(str.__eq__, texts, answers)) / len(texts)
+        tokens = found["tokens_a_prompt"] + found["tokens_an_answer"]
+        rate = tokens * found["prompts_per_second"] * 2 * result["parameters"]
+        found["product_share"] = rate / (result["product_tflops"] * 1e12)
+        found["answer_tokens_per_second"] = found["tokens_an_answer"] * found["prompts_per_second"]
+        line += f"{found['answer_tokens_per_second']:10.0f}{found['busy']:7.0%}{found['product_share']:21.1%}"
+    print(line, flush=True)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    return texts
 
 
 def _watched(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
