@@ -15,6 +15,7 @@ from raydistill.cli_change import add_change_commands
 from raydistill.cli_compare import add_compare_command
 from raydistill.cli_exchange import add_exchange_commands
 from raydistill.cli_inspect import add_inspect_command
+from raydistill.cli_synthesis import add_synthesize_command
 from raydistill.cli_teachers import add_teacher_commands
 from raydistill.cli_upkeep import add_upkeep_commands
 from raydistill.config_loading import load_config
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_prepare_arguments(
         commands.add_parser("prepare", help="convert a data set to Parquet shards with a manifest, once for all runs")
     )
+    add_synthesize_command(commands)
     serve = commands.add_parser("serve", help="answer searches over HTTP, on Ray Serve")
     serve.add_argument("--root", required=True, help="run root that holds the index")
     serve.add_argument("--index", required=True, help="name of the index; its current version is served")
@@ -167,8 +169,13 @@ def _run_service(options: argparse.Namespace) -> int:
     config = serve_config(options.root, options.index, options.student, options.overrides)
     if options.dry_run:
         Console(soft_wrap=True).print(settings_text(config, check(config)), highlight=False, markup=False)
-    else:
-        run(config)
+        return 0
+    inspected = None
+    if config.inspect is not None and config.inspect.run is not None:
+        from raydistill.inspector import RunTurns
+
+        inspected = RunTurns(load_config(config.inspect.run))
+    run(config, inspected)
     return 0
 
 

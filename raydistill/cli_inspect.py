@@ -67,13 +67,7 @@ def _inspect(options: argparse.Namespace) -> int:
     found = inspector.turn(options.query, options.k) if options.query else inspector.typed(options.say, options.k)
     views = _chosen(found.views, options.only)
     if options.json:
-        document = {
-            "query_id": found.query.query_id,
-            "history": [[turn.question, turn.answer] for turn in found.query.history],
-            "question": found.query.question,
-            "grades": dict(found.grades),
-            "views": [asdict(view) for view in views],
-        }
+        document = {**found.to_json(), "views": [asdict(view) for view in views]}
         print(json.dumps(document, indent=1, ensure_ascii=False))
         return 0
     console.print(_conversation(found))

@@ -1,13 +1,12 @@
 """What `raydistill inspect` looks at: a turn of a run or typed words, through the run's teachers and students.
 
 Reads what the run has made and computes nothing that it lacks: without rewrites, an index or a student it says so. No Ray:
-the segments are opened in this process, mapped.
+`Inspector` opens the segments in this process, mapped. The service's page shows `RunTurns`, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -16,13 +15,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raydistill.config import DistillConfig
-from raydistill.conversations.records import ConversationalQuery, Turn
-from raydistill.conversations.text import full_conversation_text, history_pairs, student_text
+from raydistill.conversations.records import ConversationalQuery
 from raydistill.encoders.batch import SparseBatch
 from raydistill.encoders.documents import load_document_encoder, load_term_counter
-from raydistill.encoders.student_source import open_student
-from raydistill.errors import ConfigError, DataError
-from raydistill.evaluation.inspection import Inspected, View, inspect
+from raydistill.encoders.interface import SparseEncoder
+from raydistill.encoders.lexical import TermCounter
+from raydistill.errors import DataError
+from raydistill.evaluation.glass import STUDENT, Glass, Inspection, RunTurn, open_students, typed_turn
 from raydistill.index.build import planned_index
 from raydistill.index.corpus import corpus_artifact
 from raydistill.index.publish import IndexVersion
@@ -32,16 +31,52 @@ from raydistill.index.segment_group import Holding, SegmentGroup, corpora_of
 from raydistill.pipeline import Chain
 from raydistill.storage.artifacts import Artifact
 
-STUDENT, LAST_TURN, FULL_CONVERSATION = "student", "last turn", "full conversation"
 
+class RunTurns:
+    """The turns of a run, with what its teachers made of them; opened when something is asked, so that it can be sent."""
 
-@dataclass(frozen=True)
-class Inspection:
-    """A turn and every view of it: baselines, teachers, students."""
+    def __init__(self, config: DistillConfig) -> None:
+        self._config = config
 
-    query: ConversationalQuery
-    grades: Mapping[str, int]
-    views: tuple[Inspected, ...]
+    @cached_property
+    def _chain(self) -> Chain:
+        return Chain(self._config)
+
+    def encoder(self, index: IndexVersion) -> SparseEncoder:
+        """Return the document encoder that the run's rewrites are searched with."""
+        documents = self._chain.settled.index.documents
+        return load_document_encoder(documents, self._config.student, index.open_statistics(), "cpu")
+
+    def counter(self) -> TermCounter:
+        """Return what tells the terms that a text holds itself."""
+        return load_term_counter(self._config.student)
+
+    def queries(self, name: str) -> list[ConversationalQuery]:
+        """Return a set's turns, train, test or validation."""
+        found = self._chain.inputs.all().get(name)
+        return [] if found is None else list(found.queries())
+
+    def find(self, query_id: str) -> RunTurn:
+        """Return a turn. Raises DataError for an unknown id."""
+        for name, found in reversed(self._chain.inputs.all().items()):
+            query = next((one for one in found.queries() if one.query_id == query_id), None)
+            if query is not None:
+                return RunTurn(query, found.qrels.get(query_id, {}), self._rewrites(name, query_id))
+        known = self.queries("test")
+        raise DataError(
+            f"no turn of the run is called {query_id!r}; the test set has {len(known)}, such as "
+            f"{', '.join(query.query_id for query in known[:3])}"
+        )
+
+    def _rewrites(self, name: str, query_id: str) -> dict[str, tuple[str, str]]:
+        found = {}
+        for teacher, artifact in self._chain.planned_rewrites().get(name, {}).items():
+            manifest = artifact.find_manifest()
+            for part in manifest.parts if manifest is not None else ():
+                table = pq.read_table(artifact.fetch(part), columns=["query_id", "text", "failure"])
+                for row in table.filter(pc.equal(table.column("query_id"), query_id)).to_pylist():
+                    found[teacher] = (row["text"], row["failure"] or "")
+        return found
 
 
 class Inspector:
@@ -56,46 +91,29 @@ class Inspector:
 
     def __init__(self, config: DistillConfig, students: Mapping[str, str]) -> None:
         self._chain = Chain(config)
-        self._config = self._chain.settled
+        settled = self._chain.settled
         corpus = corpus_artifact(config.data, config.index.passages_per_segment, config.root)
-        index = planned_index(self._config.index, config.student, corpus, config.root)
+        index = planned_index(settled.index, config.student, corpus, config.root)
         if index is None:
             raise DataError(f"run {config.run} has no index yet; run `raydistill index` with the same configuration first")
         self._source = _Source(index)
-        self._encoder = load_document_encoder(self._config.index.documents, config.student, index.open_statistics(), "cpu")
-        self._counter = load_term_counter(config.student)
+        self._turns = RunTurns(config)
         sources = dict(students)
         own = self._own_student(index)
+        self.has_own_student = own is not None
+        """Whether the run has a finished student."""
         if own is not None:
             sources = {STUDENT: own.uri, **sources}
-        self._students = {name: open_student(source, config.student.trust_remote_code) for name, source in sources.items()}
-        for name, student in self._students.items():
-            if student.model.vocabulary_size != index.vocabulary_size:
-                raise ConfigError(
-                    f"the student {name} ({sources[name]}) has {student.model.vocabulary_size} terms and the index "
-                    f"{index.vocabulary_size}; take a student that was distilled for this index"
-                )
-
-    @property
-    def has_own_student(self) -> bool:
-        """Whether the run has a finished student."""
-        return STUDENT in self._students
+        opened = open_students(sources, index.vocabulary_size, config.student.trust_remote_code)
+        self._glass = Glass(opened, self._turns.encoder(index), self._turns.counter())
 
     def query_ids(self, name: str) -> list[str]:
         """Return the ids of a set's turns, train, test or validation."""
-        found = self._chain.inputs.all().get(name)
-        return [] if found is None else [query.query_id for query in found.queries()]
+        return [query.query_id for query in self._turns.queries(name)]
 
     def turn(self, query_id: str, k: int, depth: int = 100) -> Inspection:
         """Look at a turn of the run. Raises DataError for an unknown id."""
-        for name, found in reversed(self._chain.inputs.all().items()):
-            query = next((one for one in found.queries() if one.query_id == query_id), None)
-            if query is not None:
-                return self._look(query, found.qrels.get(query_id, {}), self._rewrites(name, query_id), k, depth)
-        known = self.query_ids("test")
-        raise DataError(
-            f"no turn of the run is called {query_id!r}; the test set has {len(known)}, such as {', '.join(known[:3])}"
-        )
+        return self._glass.look(self._turns.find(query_id), self._source, k, depth)
 
     def typed(self, utterances: Sequence[str], k: int, depth: int = 100) -> Inspection:
         """Look at words: utterances of user and system in turn, the last one the user's question.
@@ -108,58 +126,13 @@ class Inspector:
             raise DataError(
                 f"{len(utterances)} utterances end with the system's; give user, system, … user: an odd number of them"
             )
-        turns = tuple(
-            Turn(f"typed::{number}", number + 1, asked, told)
-            for number, (asked, told) in enumerate(zip(utterances[::2], utterances[1::2], strict=False))
-        )
-        return self._look(ConversationalQuery("typed", "typed", len(turns) + 1, utterances[-1], turns), {}, {}, k, depth)
-
-    def _look(
-        self,
-        query: ConversationalQuery,
-        grades: Mapping[str, int],
-        rewrites: Mapping[str, tuple[str, str]],
-        k: int,
-        depth: int,
-    ) -> Inspection:
-        history = history_pairs(query)
-        views = [
-            self._plain(LAST_TURN, query.question),
-            self._plain(FULL_CONVERSATION, full_conversation_text(query.question, history)),
-        ]
-        views += [self._plain(name, text, note) for name, (text, note) in rewrites.items()]
-        for name, student in self._students.items():
-            text = student_text(query.question, history, student.text, student.tokenizer.sep_token or "")
-            encoder = student.encoder(device="cpu")
-            views.append(View(name, text, "", encoder.encode_queries, self._names, self._said))
-        seen = [inspect(view, query.question, history, self._source, grades, k, depth) for view in views]
-        return Inspection(query, grades, tuple(seen))
-
-    def _plain(self, name: str, text: str, note: str = "") -> View:
-        return View(name, text, note, self._encoder.encode_queries, self._names, self._said)
-
-    @cached_property
-    def _names(self) -> list[str]:
-        return self._encoder.vocabulary()
-
-    def _said(self, text: str) -> set[int]:
-        return set(self._counter.counts([text]).term_ids.tolist())
+        history = list(zip(utterances[:-1:2], utterances[1::2], strict=True))
+        return self._glass.look(typed_turn(history, utterances[-1]), self._source, k, depth)
 
     def _own_student(self, index: IndexVersion) -> Artifact | None:
         rewrites = self._chain.planned_rewrites()["train"]
         student = self._chain.planned_rounds(rewrites, index)[-1].student
         return student if student.find_manifest() is not None else None
-
-    def _rewrites(self, name: str, query_id: str) -> dict[str, tuple[str, str]]:
-        """Return teacher -> its rewrite of a turn, and why that is none."""
-        found = {}
-        for teacher, artifact in self._chain.planned_rewrites().get(name, {}).items():
-            manifest = artifact.find_manifest()
-            for part in manifest.parts if manifest is not None else ():
-                table = pq.read_table(artifact.fetch(part), columns=["query_id", "text", "failure"])
-                for row in table.filter(pc.equal(table.column("query_id"), query_id)).to_pylist():
-                    found[teacher] = (row["text"], row["failure"] or "")
-        return found
 
 
 class _Source:

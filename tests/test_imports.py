@@ -43,6 +43,7 @@ RUNS_SHARDS = {
     "scoring/context.py",
     "scoring/stage.py",
     "preparation.py",
+    "synthesis/stage.py",
 }
 TOP = {
     "pipeline",
@@ -56,10 +57,12 @@ TOP = {
     "cli_compare",
     "cli_exchange",
     "cli_inspect",
+    "cli_synthesis",
     "cli_teachers",
     "cli_upkeep",
     "cli_writer",
     "demo",
+    "synthesis",
     "tuning",
 }
 GROUND = {"config", "config_loading", "errors", "progress", "model_source"}
@@ -74,7 +77,7 @@ ALLOWED_ROOMS: dict[str, set[str]] = {
     "reranking": {"conversations"},
     "scoring": {"storage", "conversations", "encoders", "index", "teachers", "reranking"},
     "evaluation": {"storage", "conversations", "encoders", "index", "teachers", "reranking"},
-    "serving": {"storage", "conversations", "encoders", "index", "reranking"},
+    "serving": {"storage", "conversations", "encoders", "index", "reranking", "evaluation"},
 }
 # Pure modules of other rooms that a room's pure modules may use: values and functions, never a stage.
 STAGES = {

@@ -82,8 +82,9 @@ from raydistill.config.regularisation import (
 from raydistill.config.rerank import CrossEncoderConfig, QueryText, RerankConfig
 from raydistill.config.sampling import SamplingConfig
 from raydistill.config.scorers import CONVERSATION_FORMS, CrossEncoderScorerConfig, LlmScorerConfig, ScorerConfig
-from raydistill.config.serve import FanOutConfig, HttpConfig, ReplicasConfig, ServeConfig
+from raydistill.config.serve import FanOutConfig, HttpConfig, InspectConfig, ReplicasConfig, ServeConfig
 from raydistill.config.student import Attention, FreezeConfig, HeadKind, LoraConfig, Pooling, StudentConfig
+from raydistill.config.synthesis import SynthesisConfig, TurnKind
 from raydistill.config.teachers import (
     AS_ASKED,
     IN_CONVERSATIONS,
@@ -148,6 +149,7 @@ __all__ = [
     "ImportConfig",
     "IndexConfig",
     "InfoNce",
+    "InspectConfig",
     "Kld",
     "L0FlopsPenalty",
     "L1Penalty",
@@ -203,6 +205,7 @@ __all__ = [
     "SpladeDocumentsConfig",
     "StudentConfig",
     "StudyConfig",
+    "SynthesisConfig",
     "TeacherConfig",
     "Term",
     "TextConfig",
@@ -212,6 +215,7 @@ __all__ = [
     "TuneConfig",
     "TuneSearchConfig",
     "TurnColumns",
+    "TurnKind",
     "ValidationConfig",
     "ValidationShare",
     "VllmTeacherConfig",

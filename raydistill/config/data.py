@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
 
-from raydistill.config.fields import Location, Name, NonNegativeInt, Operational, Section
+from raydistill.config.fields import Added, Location, Name, NonNegativeInt, Operational, Section
 
 Reader = Literal[
     "mtrag", "mtrag-tasks", "topiocqa", "qrecc", "cast", "ikat", "beir", "tsv", "trec", "prepared", "huggingface"
@@ -47,6 +47,8 @@ class TurnColumns(Section):
     """What was answered."""
     rewrite: str | None = None
     """The question made self-contained."""
+    topic: Added[str | None] = None
+    """What the turn is about, for the report's table of turns that change it."""
     query_id: str | None = None
     """Id of the query; None: conversation and turn joined by `_`."""
     gold: str | None = None
@@ -56,7 +58,8 @@ class TurnColumns(Section):
     def _a_row_is_one_thing(self) -> TurnColumns:
         if (self.question is None) == (self.messages is None):
             raise ValueError("name either question (a row is a turn) or messages (a row is a conversation)")
-        per_turn = [name for name in ("turn", "history", "answer", "rewrite", "query_id") if getattr(self, name) is not None]
+        of_a_turn = ("turn", "history", "answer", "rewrite", "topic", "query_id")
+        per_turn = [name for name in of_a_turn if getattr(self, name) is not None]
         if self.messages is not None and per_turn:
             raise ValueError(f"{per_turn[0]} is of a single turn, but with messages a row is a conversation; leave it out")
         return self

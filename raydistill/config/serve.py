@@ -58,6 +58,18 @@ class ReplicasConfig(Section):
     """Milliseconds that a request waits for others."""
 
 
+class InspectConfig(Section):
+    """The page at /inspect: a conversation's rewrites, the students' terms, what each finds and why."""
+
+    run: Location | None = None
+    """YAML file of a run: its turns can be picked, with its teachers' rewrites and its judged passages. None: only typed
+    conversations, through the students."""
+    students: dict[Name, ModelSource] = Field(default_factory=dict)
+    """Further students by name, shown beside the served one; each as `student` is."""
+    k: PositiveInt = 20
+    """Most passages shown of a view."""
+
+
 class ServeConfig(Section):
     """A search service: one student, one index, over HTTP."""
 
@@ -74,6 +86,8 @@ class ServeConfig(Section):
     fan_out: FanOutConfig = FanOutConfig()
     rerank: RerankConfig | None = None
     """A second stage: a cross-encoder orders the best passages anew. None leaves it out."""
+    inspect: InspectConfig | None = InspectConfig()
+    """The page for looking at conversations. None leaves it out."""
     poll_s: PositiveFloat = 10.0
     """Seconds between looks for a newly published version."""
     trust_remote_code: bool = False

@@ -59,7 +59,7 @@ class Histories:
             self.worded_otherwise += bool(asked) and asked.split() != own.question.split()
             # A later history tells what was really said; the record's own answer stands in for the last turn.
             answer = answered if depth in draft.past else own.answer
-            turns.append(Turn(own.query_id, depth, own.question, answer, own.rewrite))
+            turns.append(Turn(own.query_id, depth, own.question, answer, own.rewrite, own.topic))
         return Conversation(conversation_id, tuple(turns), asked_before=min(draft.own) - 1)
 
     def _free_id(self, query_id: str) -> str:

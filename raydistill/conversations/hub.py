@@ -132,8 +132,9 @@ class _File:
             )
         answer = optional_text(row, columns.answer).strip() if columns.answer else ""
         rewrite = optional_text(row, columns.rewrite).strip() if columns.rewrite else ""
+        topic = optional_text(row, columns.topic).strip() if columns.topic else ""
         query_id = identifier(row, columns.query_id) if columns.query_id else f"{conversation}_{depth}"
-        self.histories.add(conversation, Turn(query_id, depth, question, answer, rewrite), past)
+        self.histories.add(conversation, Turn(query_id, depth, question, answer, rewrite, topic), past)
         if not columns.history:
             self._said.setdefault(conversation, []).append((question, answer))
         return query_id

@@ -53,6 +53,7 @@ TURNS = pa.schema(
         _text("question"),
         _text("answer"),
         _text("rewrite"),
+        _text("topic"),
     ]
 )
 QRELS = pa.schema([_text("query_id"), _text("passage_id"), pa.field("grade", pa.int64(), nullable=False)])
@@ -97,7 +98,7 @@ def _turn_rows(place: int, one: Conversation, file: ConversationFile) -> Iterato
         "asked_before": one.asked_before,
     }
     for turn in one.turns:
-        said = {"question": turn.question, "answer": turn.answer, "rewrite": turn.rewrite}
+        said = {"question": turn.question, "answer": turn.answer, "rewrite": turn.rewrite, "topic": turn.topic}
         yield {**whole, "query_id": turn.query_id, "depth": turn.depth, **said}
 
 
@@ -155,7 +156,11 @@ def _tables(artifact: Artifact, manifest: Manifest) -> Iterator[tuple[str, list[
 
 
 def _conversation(rows: list[dict[str, Any]]) -> Conversation:
-    turns = (Turn(row["query_id"], row["depth"], row["question"], row["answer"], row["rewrite"]) for row in rows)
+    # Files prepared before there were topics have no such column.
+    turns = (
+        Turn(row["query_id"], row["depth"], row["question"], row["answer"], row["rewrite"], row.get("topic", ""))
+        for row in rows
+    )
     first = rows[0]
     return Conversation(
         first["conversation_id"], tuple(turns), asked_before=first["asked_before"], facts=tuple(first["persona"])

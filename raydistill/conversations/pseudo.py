@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import heapq
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from raydistill.config import CorpusConfig, PassageColumns, PassageSource
 from raydistill.conversations.passages import BadRow, dataset_passages, read_passages
@@ -25,6 +26,7 @@ from raydistill.errors import DataError
 from raydistill.storage.files import open_input
 from raydistill.storage.hashing import canonical_json, sha256_hex
 
+T = TypeVar("T")
 _FORMAT_VERSION = 1
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _WORD = re.compile(r"\w+")
@@ -93,9 +95,9 @@ def read_passage_conversations(source: PassageSource, corpus: CorpusConfig) -> C
         DataError: no passage can be a topic.
         StorageError: a corpus file that does not exist or cannot be read.
     """
-    files = corpus_files(corpus.corpus, corpus.corpus_format)
-    topics = _sampled_topics(source, _passages(files, corpus))
+    topics = sampled(corpus_passages(corpus), source.sample, source.seed, passage_topic)
     if not topics:
+        files = corpus_files(corpus.corpus, corpus.corpus_format)
         raise DataError(
             f"data.train: no passage of the corpus ({files[0]}{' ...' if len(files) > 1 else ''}) has a title and two "
             "sentences, so no conversation can be made of passages; leave the source with reader: passages out"
@@ -119,28 +121,32 @@ def read_passage_conversations(source: PassageSource, corpus: CorpusConfig) -> C
     return ConversationSet(tuple(conversations), qrels, sha256_hex(canonical_json(settings).encode()))
 
 
-def _sampled_topics(source: PassageSource, passages: Iterator[Passage]) -> list[Topic]:
-    """Return the `source.sample` topics whose passage ids have the smallest hashes, ascending."""
-    kept: list[tuple[int, str, Topic]] = []  # a heap with the largest hash on top
+def sampled(passages: Iterable[Passage], number: int, seed: int, make: Callable[[Passage], T | None]) -> list[T]:
+    """Return what is made of the passages whose ids have the smallest hashes, ascending; None is passed over.
+
+    The order of the passages does not matter. Holds `number` of what is made.
+    """
+    kept: list[tuple[int, str, T]] = []  # a heap with the largest hash on top
     chosen: set[str] = set()
     for passage in passages:
-        place = -_hash(source.seed, passage.passage_id)
-        if passage.passage_id in chosen or (len(kept) == source.sample and place <= kept[0][0]):
+        place = -_hash(seed, passage.passage_id)
+        if passage.passage_id in chosen or (len(kept) == number and place <= kept[0][0]):
             continue
-        topic = passage_topic(passage)
-        if topic is None:
+        made = make(passage)
+        if made is None:
             continue
         chosen.add(passage.passage_id)
-        item = (place, passage.passage_id, topic)
-        if len(kept) < source.sample:
+        item = (place, passage.passage_id, made)
+        if len(kept) < number:
             heapq.heappush(kept, item)
         else:
             chosen.remove(heapq.heapreplace(kept, item)[1])
-    return [topic for _, _, topic in sorted(kept, key=lambda item: (-item[0], item[1]))]
+    return [made for _, _, made in sorted(kept, key=lambda item: (-item[0], item[1]))]
 
 
-def _passages(files: Sequence[str], corpus: CorpusConfig) -> Iterator[Passage]:
-    for uri in files:
+def corpus_passages(corpus: CorpusConfig) -> Iterator[Passage]:
+    """Yield the passages of a corpus in order; malformed rows are passed over. Raises StorageError for a missing file."""
+    for uri in corpus_files(corpus.corpus, corpus.corpus_format):
         if corpus.corpus_dataset is not None:
             yield from _usable(dataset_passages(uri, corpus.corpus_dataset, corpus.corpus_columns))
             continue

@@ -25,13 +25,15 @@ class Passage:
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One exchange. `depth` is 1 for the first question; `answer` is what the system replied, "" when unknown; `rewrite` is
-    the question made self-contained, where the conversation file holds that, and never part of a query's history."""
+    the question made self-contained, where the conversation file holds that, and never part of a query's history; `topic` is
+    what the exchange is about, where the file says so: nothing reads it but tables of turns that change it."""
 
     query_id: str
     depth: int
     question: str
     answer: str = ""
     rewrite: str = ""
+    topic: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,8 @@ class Conversation:
 class ConversationalQuery:
     """A turn to be answered, with what was said before it (oldest first; the history holds no later turn).
 
-    `source`, `facts`, `answer` and `rewrite` are those of its conversation and its turn. The answer is what came after the
-    question: nobody who is to be measured on the turn may see it.
+    `source`, `facts`, `answer`, `rewrite` and `topic` are those of its conversation and its turn. The answer is what came
+    after the question: nobody who is to be measured on the turn may see it.
     """
 
     query_id: str
@@ -74,6 +76,7 @@ class ConversationalQuery:
     rewrite: str = ""
     answer: str = ""
     facts: tuple[str, ...] = ()
+    topic: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,4 +113,5 @@ class ConversationSet:
                     rewrite=turn.rewrite,
                     answer=turn.answer,
                     facts=conversation.facts,
+                    topic=turn.topic,
                 )

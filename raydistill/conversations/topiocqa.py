@@ -8,7 +8,8 @@ Protocol: gold passages have grade 1, everything else counts as not relevant; ev
 unjudged. Passage ids are kept as they are: they begin at 1 in all files and in `full_wiki_segments.tsv`, though some code
 subtracts one; `wiki:`, which retrieval code puts before them, is taken off. The text of gold passages is kept, and compared
 with the corpus. A query id is "{conv_id}_{turn_id}". A turn that later histories show but that has no record of its own is
-part of its conversation, without a judgement; those before the first turn with a record are history only.
+part of its conversation, without a judgement; those before the first turn with a record are history only. A turn's topic, as
+the paper has it, is the Wikipedia page that answers it: `Topic`, or the title of the first gold passage up to its section.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def _add(record: Any, histories: Histories, qrels: Qrels, texts: dict[str, str])
     gold = _gold(record.get("Gold_passage") and [record["Gold_passage"]], "Gold_passage", "id") if original else None
     gold = _gold(record.get("positive_ctxs"), "positive_ctxs", "passage_id") if gold is None else gold
     answer = optional_text(record, "Answer").strip() if original else _first_answer(record)
-    turn = Turn(f"{conversation_id}_{depth}", depth, said[-1], answer)
+    turn = Turn(f"{conversation_id}_{depth}", depth, said[-1], answer, topic=_topic(record, original))
     histories.add(conversation_id, turn, exchanges(said[:-1]))
     if gold:
         qrels[turn.query_id] = dict.fromkeys(gold, 1)
@@ -97,6 +98,14 @@ def _gold(contexts: Any, field: str, id_field: str) -> dict[str, str]:
         identifier(context, id_field).removeprefix(_ID_PREFIX): optional_text(context, "text").strip()
         for context in contexts
     }
+
+
+def _topic(record: dict[str, Any], original: bool) -> str:
+    if original:
+        return optional_text(record, "Topic").strip()
+    contexts = record.get("positive_ctxs")
+    title = optional_text(contexts[0], "title") if isinstance(contexts, list) and contexts else ""
+    return title.split(_SEPARATOR)[0].strip()
 
 
 def _first_answer(record: dict[str, Any]) -> str:

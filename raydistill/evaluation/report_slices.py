@@ -1,4 +1,5 @@
-"""The report's section on parts of the turns: by what was said before, and the conversations that differ most."""
+"""The report's section on parts of the turns: by what was said before, by change of topic, and the conversations that
+differ most."""
 
 from __future__ import annotations
 
@@ -26,6 +27,15 @@ def slices_section(metrics: Metrics) -> str:
             page.table(["words", "turns", *names], [_row(group, names, measure) for group in found["history"]["groups"]]),
         )
     ]
+    if "topic" in found:
+        blocks.append(
+            page.figure(
+                f"{measure} by change of topic",
+                "Against the turn before: the first topic of a conversation, the same one, or a new one. Turns whose topic "
+                "the files do not tell are in no group.",
+                page.table(["topic", "turns", *names], [_row(group, names, measure) for group in found["topic"]["groups"]]),
+            )
+        )
     student, teacher = best_system(metrics, "student"), best_system(metrics, "teacher")
     if student is not None and teacher is not None:
         pair = [student["name"], teacher["name"]]

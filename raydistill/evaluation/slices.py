@@ -1,11 +1,12 @@
-"""Effectiveness on parts of the turns: by how much was said before, and by conversation. Pure.
+"""Effectiveness on parts of the turns: by how much was said before, by whether the topic changes, by conversation. Pure.
 
 Added to the metrics (`summary`) as "slices", a list of
 
-    name      history or conversation
+    name      history, topic or conversation; topic only where the conversation files tell some
     unit      what a label counts
     groups    a list of {label, queries, means {system {measure: mean}}}; those of history ascend, neighbours merged until
-              each holds at least five turns; conversations are in the order in which their first judged turn comes
+              each holds at least five turns; topics are `TOPIC_LABELS`, as far as there are turns; conversations are in the
+              order in which their first judged turn comes
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ WORD_BOUNDS = (0, 50, 100, 200, 400, 800)
 """Upper bounds of words before the question; more than the last is a group of its own."""
 
 
+TOPIC_LABELS = ("first topic", "same topic", "new topic")
+
+
 def slices(queries: Sequence[ConversationalQuery], scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
-    """Return both slices of some turns.
+    """Return the slices of some turns.
 
     Args:
         queries: in the order of the scores' rows.
@@ -37,10 +41,23 @@ def slices(queries: Sequence[ConversationalQuery], scores: Mapping[str, Scores])
     for row, query in enumerate(queries):
         rows.setdefault(query.conversation_id, []).append(row)
     by_conversation = [_group(name, np.array(own, dtype=np.int64), scores) for name, own in rows.items()]
-    return [
-        {"name": "history", "unit": "words before the question", "groups": by_words},
-        {"name": "conversation", "unit": "conversation", "groups": by_conversation},
-    ]
+    made = [{"name": "history", "unit": "words before the question", "groups": by_words}]
+    labels = [topic_label(query) for query in queries]
+    if any(labels):
+        of_label = {label: np.flatnonzero([each == label for each in labels]) for label in TOPIC_LABELS}
+        by_topic = [_group(label, own, scores) for label, own in of_label.items() if len(own)]
+        made.append({"name": "topic", "unit": "change of topic", "groups": by_topic})
+    return [*made, {"name": "conversation", "unit": "conversation", "groups": by_conversation}]
+
+
+def topic_label(query: ConversationalQuery) -> str:
+    """Return which of `TOPIC_LABELS` a turn is, against the last turn before it that has a topic; "" where none is told."""
+    if not query.topic:
+        return ""
+    before = [turn.topic for turn in query.history if turn.topic]
+    if not before:
+        return TOPIC_LABELS[0]
+    return TOPIC_LABELS[1] if before[-1] == query.topic else TOPIC_LABELS[2]
 
 
 def history_words(query: ConversationalQuery) -> int:

@@ -55,6 +55,15 @@ class ExplainRequest:
     passage_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class InspectRequest:
+    """A conversation, or a turn of the run by its id, to be looked at with k passages."""
+
+    asked: Asked | None
+    query_id: str | None
+    k: int
+
+
 class _TurnBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -78,6 +87,14 @@ class _ExplainBody(_ConversationBody):
     passage_id: str = Field(min_length=1)
 
 
+class _InspectBody(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    conversation: list[_TurnBody] | list[str] | None = None
+    query_id: str | None = None
+    k: int = 5
+
+
 def search_request(body: bytes, limits: HttpConfig) -> SearchRequest:
     """Return the request that the body of a POST to /search makes. Raises RequestError, 400, 413 or 422."""
     parsed = _parsed(_SearchBody, body, limits)
@@ -90,6 +107,17 @@ def explain_request(body: bytes, limits: HttpConfig) -> ExplainRequest:
     """Return the request that the body of a POST to /explain makes. Raises RequestError, 400, 413 or 422."""
     parsed = _parsed(_ExplainBody, body, limits)
     return ExplainRequest(_asked(parsed.conversation, limits), parsed.passage_id)
+
+
+def inspect_request(body: bytes, limits: HttpConfig, k: int) -> InspectRequest:
+    """Return the request that the body of a POST to /inspect makes, for at most k passages. Raises as `search_request`."""
+    parsed = _parsed(_InspectBody, body, limits)
+    if (parsed.conversation is None) == (parsed.query_id is None):
+        raise RequestError(422, "invalid_body", "send either a conversation or the query_id of a turn of the run")
+    if not 1 <= parsed.k <= k:
+        raise RequestError(422, "k_out_of_range", f"k is {parsed.k}; ask for 1 to {k} passages")
+    asked = None if parsed.conversation is None else _asked(parsed.conversation, limits)
+    return InspectRequest(asked, parsed.query_id, parsed.k)
 
 
 def too_large(limits: HttpConfig) -> RequestError:

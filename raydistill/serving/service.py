@@ -1,9 +1,10 @@
 """The search service on Ray Serve: replicas answer HTTP, encode conversations and search the index's fan-out.
 
-POST /search and /explain, GET /health and /version. All replicas share the actors of one fan-out; each holds the student
-once, looks for new index versions by itself, and answers every request from one version, which it names. Requests that
-come at once are encoded and searched as a batch. Counts and latencies go to Ray's metrics, which every node exports for
-Prometheus. What a request may be is in `requests`; starting and ending the service is in `start`.
+POST /search and /explain, GET /health and /version; the page at GET /inspect, which asks POST /inspect and GET /turns. All
+replicas share the actors of one fan-out; each holds the student once, looks for new index versions by itself, and answers
+every request from one version, which it names. Requests that come at once are encoded and searched as a batch. Counts and
+latencies go to Ray's metrics, which every node exports for Prometheus. What a request may be is in `requests`; starting and
+ending the service is in `start`, what the page shows in `inspection`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter, Histogram
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from raydistill import __version__
 from raydistill.config import HttpConfig, RerankConfig, ServeConfig
@@ -34,7 +35,17 @@ from raydistill.index.publish import current_version
 from raydistill.index.segment_group import Hit
 from raydistill.reranking.order import query_text, reordered
 from raydistill.serving.explanation import contributions
-from raydistill.serving.requests import Asked, RequestError, SearchRequest, explain_request, search_request, too_large
+from raydistill.serving.inspection import InspectedRun, ServedInspection
+from raydistill.serving.inspector_page import SECURITY_POLICY, inspector_page
+from raydistill.serving.requests import (
+    Asked,
+    RequestError,
+    SearchRequest,
+    explain_request,
+    inspect_request,
+    search_request,
+    too_large,
+)
 from raydistill.serving.student import StudentQueries
 
 logger = logging.getLogger("raydistill")
@@ -42,7 +53,7 @@ logger = logging.getLogger("raydistill")
 _MILLISECONDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]
 _TERMS = [1, 2, 5, 10, 20, 30, 50, 100, 200, 500, 1000]
 
-_Handler = Callable[[Request], Awaitable[JSONResponse]]
+_Handler = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True)
@@ -64,12 +75,6 @@ class _Found:
     search_ms: float
 
 
-@dataclass(frozen=True)
-class _Route:
-    method: str
-    handler: _Handler
-
-
 class SearchService:
     """One replica.
 
@@ -77,19 +82,29 @@ class SearchService:
         config: the service.
         fan_out_name: of the actors that all replicas share.
         reranker: the second stage, None without one.
+        run: whose turns the page shows, None for none.
     """
 
-    def __init__(self, config: ServeConfig, fan_out_name: str, reranker: DeploymentHandle | None = None) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        fan_out_name: str,
+        reranker: DeploymentHandle | None = None,
+        run: InspectedRun | None = None,
+    ) -> None:
         import torch
 
         torch.set_num_threads(max(1, int(config.replicas.workers.cpus)))
         self._stopped = threading.Event()
-        self._routes = {
-            "/search": _Route("POST", self._search),
-            "/explain": _Route("POST", self._explain),
-            "/health": _Route("GET", self._health),
-            "/version": _Route("GET", self._version),
+        self._routes: dict[str, dict[str, _Handler]] = {
+            "/search": {"POST": self._search},
+            "/explain": {"POST": self._explain},
+            "/health": {"GET": self._health},
+            "/version": {"GET": self._version},
         }
+        self._inspection = None if config.inspect is None else ServedInspection(config, run)
+        if config.inspect is not None:
+            self._routes |= {"/inspect": {"GET": self._page, "POST": self._inspect}, "/turns": {"GET": self._turns}}
         self._config = config
         self._reranker = reranker
         self._student = StudentQueries(
@@ -107,10 +122,11 @@ class SearchService:
     def __del__(self) -> None:
         self._stopped.set()
 
-    async def __call__(self, request: Request) -> JSONResponse:
+    async def __call__(self, request: Request) -> Response:
         """Answer a request; every problem is a JSON error with a status, and counted."""
         started = time.perf_counter()
         path = request.url.path
+        response: Response
         try:
             response = await self._route(request.method, path)(request)
         except RequestError as problem:
@@ -125,13 +141,14 @@ class SearchService:
         return response
 
     def _route(self, method: str, path: str) -> _Handler:
-        known = ", ".join(f"{each.method} {name}" for name, each in self._routes.items())
+        known = ", ".join(f"{each} {name}" for name, methods in self._routes.items() for each in methods)
         if path not in self._routes:
             raise RequestError(404, "unknown_path", f"there is nothing at {path}; there are {known}")
-        found = self._routes[path]
-        if method != found.method:
-            raise RequestError(405, "wrong_method", f"{path} takes {found.method}, not {method}; there are {known}")
-        return found.handler
+        methods = self._routes[path]
+        if method not in methods:
+            wanted = " or ".join(methods)
+            raise RequestError(405, "wrong_method", f"{path} takes {wanted}, not {method}; there are {known}")
+        return methods[method]
 
     async def _search(self, request: Request) -> JSONResponse:
         """Answer with the best passages for a conversation."""
@@ -165,6 +182,26 @@ class SearchService:
         """Answer with what each shared term adds to the score of a passage."""
         asked = explain_request(await _body(request, self._config.http), self._config.http)
         return JSONResponse(await asyncio.to_thread(self._explained, asked.asked, asked.passage_id))
+
+    async def _page(self, request: Request) -> HTMLResponse:
+        """Answer with the page for looking at conversations."""
+        page = inspector_page(self._fan_out.snapshot.version.name)
+        return HTMLResponse(page, headers={"Content-Security-Policy": SECURITY_POLICY})
+
+    async def _inspect(self, request: Request) -> JSONResponse:
+        """Answer with every view of a conversation or of a turn of the run."""
+        assert self._config.inspect is not None
+        assert self._inspection is not None
+        asked = inspect_request(await _body(request, self._config.http), self._config.http, self._config.inspect.k)
+        snapshot = self._fan_out.snapshot
+        found = await asyncio.to_thread(self._inspection.look, asked, snapshot)
+        return JSONResponse({"index": _named(snapshot), **found})
+
+    async def _turns(self, request: Request) -> JSONResponse:
+        """Answer with the turns of a set of the run."""
+        assert self._inspection is not None
+        name = request.query_params.get("set", "test")
+        return JSONResponse({"set": name, "turns": await asyncio.to_thread(self._inspection.turns, name)})
 
     async def _health(self, request: Request) -> JSONResponse:
         """Answer with the state of the index's actors; 503 while one of them does not answer."""

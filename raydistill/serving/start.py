@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import yaml
@@ -22,13 +22,16 @@ from ray.serve.exceptions import RayServeException
 
 from raydistill.actor_pool import connect, require_resources, require_shared_root
 from raydistill.config import CommandLineValue, ServeConfig, WorkerConfig
-from raydistill.config_loading import apply_override, validated
+from raydistill.config_loading import apply_override, load_config, validated
 from raydistill.errors import ConfigError, ResourceError
 from raydistill.index.fan_out_actors import end_named
 from raydistill.index.publish import IndexVersion, current_version
 from raydistill.serving.client import SearchClient, ServiceError
 from raydistill.serving.student import configured_vocabulary_size
 from raydistill.storage.hashing import canonical_json
+
+if TYPE_CHECKING:
+    from raydistill.serving.inspection import InspectedRun
 
 logger = logging.getLogger("raydistill")
 _LOOK_SECONDS = 2.0
@@ -62,21 +65,25 @@ def settings_text(config: ServeConfig, version: IndexVersion) -> str:
 def check(config: ServeConfig) -> IndexVersion:
     """Return the version that would be served first. Raises when index or student are missing; starts nothing."""
     version = current_version(config.root, config.index)
-    _check_student(config, version)
+    _check_student(config.student, version, "student")
     if config.rerank is not None:
         from raydistill.reranking.cross_encoder import check_cross_encoder
 
         check_cross_encoder(config.rerank, "rerank")
+    for name, source in config.inspect.students.items() if config.inspect is not None else ():
+        _check_student(source, version, f"inspect.students.{name}")
+    if config.inspect is not None and config.inspect.run is not None:
+        load_config(config.inspect.run)
     return version
 
 
-def run(config: ServeConfig) -> None:
-    """Start the service and keep it until this process is interrupted."""
+def run(config: ServeConfig, inspected: InspectedRun | None = None) -> None:
+    """Start the service and keep it until this process is interrupted; see `running`."""
     check(config)
     connect(config.ray)
     # After Ray, which sets a handler of its own: what stops a job or a container ends the service as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with running(config) as address:
+    with running(config, inspected) as address:
         logger.info("serving index %s at %s (stop with Ctrl-C)", config.index, address)
         while serve.status().applications[config.name].status not in ("DEPLOY_FAILED", "NOT_STARTED"):
             time.sleep(_LOOK_SECONDS)
@@ -84,8 +91,11 @@ def run(config: ServeConfig) -> None:
 
 
 @contextlib.contextmanager
-def running(config: ServeConfig) -> Iterator[str]:
+def running(config: ServeConfig, inspected: InspectedRun | None = None) -> Iterator[str]:
     """Start the service in the cluster that this process is connected to; yield its address, and end it after.
+
+    Args:
+        inspected: the run that `inspect.run` names, for the service's page; None shows none.
 
     Raises:
         ConfigError: there is no student, or it does not belong to the index.
@@ -93,12 +103,12 @@ def running(config: ServeConfig) -> Iterator[str]:
         StorageError: the index is missing or damaged.
     """
     try:
-        yield start(config)
+        yield start(config, inspected)
     finally:
         end(config)
 
 
-def start(config: ServeConfig) -> str:
+def start(config: ServeConfig, inspected: InspectedRun | None = None) -> str:
     """Start the service, wait until it answers, and return its address; see `running`."""
     check(config)
     require_shared_root(config.root)
@@ -124,7 +134,7 @@ def start(config: ServeConfig) -> str:
             .bind(config.rerank)
         )
     try:
-        serve.run(deployment.bind(config, fan_out_name, reranker), name=config.name, route_prefix="/")
+        serve.run(deployment.bind(config, fan_out_name, reranker, inspected), name=config.name, route_prefix="/")
     except RuntimeError as error:
         raise ResourceError(f"the service {config.name} could not start: {_reason(config) or error}") from None
     # Actors of a service of this name that ran before with other settings.
@@ -193,11 +203,11 @@ def _check_resources(config: ServeConfig) -> None:
             )
 
 
-def _check_student(config: ServeConfig, version: IndexVersion) -> None:
+def _check_student(source: str, version: IndexVersion, field: str) -> None:
     """Raise ConfigError when there is no student or it has another vocabulary than the index; loads no model."""
-    size = configured_vocabulary_size(config.student)
+    size = configured_vocabulary_size(source)
     if size is not None and size != version.vocabulary_size:
         raise ConfigError(
-            f"the student {config.student!r} has {size} terms, but the index {version.uri} is over "
+            f"{field}: the student {source!r} has {size} terms, but the index {version.uri} is over "
             f"{version.vocabulary_size}; serve it with the student that was trained on it"
         )

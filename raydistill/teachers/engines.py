@@ -72,6 +72,11 @@ def open_choosing(
     return _opened(teacher, group_name, 1, field)
 
 
+def open_writing(teacher: GeneratingTeacherConfig, group_name: str, field: str) -> tuple[Engine, PromptTokenizer, int]:
+    """Return a model's engine for writing freely, its tokenizer and the budget of a prompt; see `open_choosing`."""
+    return _opened(teacher, group_name, teacher.max_new_tokens, field)
+
+
 class _OpenedEngine(Engine, ChoosingEngine, Protocol):
     """Every engine does both."""
 

@@ -96,7 +96,7 @@ def parse_rewrite(raw: str, question: str, finish_reason: str = "stop", marker: 
     """
     if finish_reason == "refusal":
         return ParsedRewrite("", Failure.REFUSAL)
-    answer = _THINKING.sub("", raw)
+    answer = without_thinking(raw)
     if marker and answer.strip():
         marked = _marked(answer, marker)
         if marked is None:
@@ -110,6 +110,16 @@ def parse_rewrite(raw: str, question: str, finish_reason: str = "stop", marker: 
     repeats = _letters(line) == _letters(question)
     failure = None if repeats else _failure(line, question, finish_reason == "length" and not rest.strip())
     return ParsedRewrite("" if failure else line, failure)
+
+
+def without_thinking(raw: str) -> str:
+    """Return what a model wrote without its reasoning between think tags."""
+    return _THINKING.sub("", raw)
+
+
+def is_refusal(text: str) -> bool:
+    """Return whether a text says that its writer cannot, or that context is missing."""
+    return _REFUSAL.search(text) is not None
 
 
 def _marked(answer: str, marker: str) -> str | None:

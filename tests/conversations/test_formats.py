@@ -124,6 +124,15 @@ def test_both_releases_of_topiocqa_give_the_same_conversations_and_gold(tmp_path
     assert original.conversations == retriever.conversations
     assert original.qrels == retriever.qrels == {f"{c}_{t}": {str(100 + t): 1} for c, t in turns}
     assert original.gold_texts == retriever.gold_texts == {"101": "gold of 1", "102": "gold of 2", "103": "gold of 3"}
+    assert [query.topic for query in retriever.queries()] == ["Page"] * 4
+
+
+def test_a_turn_s_topic_is_the_page_of_its_first_gold_passage(tmp_path: Path) -> None:
+    other = [{"title": "Other page", "text": "gold", "passage_id": 5}, {"title": "Page [SEP] Section", "passage_id": 6}]
+    records = [topiocqa(7, 1), topiocqa(7, 2, positive_ctxs=other), topiocqa(7, 3, positive_ctxs=[])]
+    found = list(read_records(tmp_path, "topiocqa retriever", records).queries())
+    assert [query.topic for query in found] == ["Page", "Other page", ""]
+    assert [turn.topic for turn in found[2].history] == ["Page", "Other page"]
 
 
 def test_a_history_in_other_words_than_the_turn_itself_is_noted(tmp_path: Path) -> None:

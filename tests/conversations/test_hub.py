@@ -17,9 +17,9 @@ from raydistill.conversations.records import ConversationSet
 from raydistill.errors import DataError
 
 TURNS = [
-    {"dialog": "a", "n": 1, "ask": "q1?", "reply": "a1", "whole": "full q1?", "docs": ["p1", "p2"]},
-    {"dialog": "a", "n": 2, "ask": "q2?", "reply": "a2", "whole": "full q2?", "docs": []},
-    {"dialog": "b", "n": 1, "ask": "q3?", "reply": "", "whole": "", "docs": ["7"]},
+    {"dialog": "a", "n": 1, "ask": "q1?", "reply": "a1", "whole": "full q1?", "about": "opera", "docs": ["p1", "p2"]},
+    {"dialog": "a", "n": 2, "ask": "q2?", "reply": "a2", "whole": "full q2?", "about": "", "docs": []},
+    {"dialog": "b", "n": 1, "ask": "q3?", "reply": "", "whole": "", "about": "tea", "docs": ["7"]},
 ]
 TURN_COLUMNS = {
     "conversation": "dialog",
@@ -27,6 +27,7 @@ TURN_COLUMNS = {
     "question": "ask",
     "answer": "reply",
     "rewrite": "whole",
+    "topic": "about",
     "gold": "docs",
 }
 
@@ -62,6 +63,7 @@ def test_rows_that_are_turns_become_conversations_with_their_gold(tmp_path: Path
     assert queries(found) == {"a_1": ["q1?"], "a_2": ["q1?", "a1", "q2?"], "b_1": ["q3?"]}
     assert found.qrels == {"a_1": {"p1": 1, "p2": 1}, "b_1": {"7": 1}}
     assert [each.rewrite for each in found.queries()] == ["full q1?", "full q2?", ""]
+    assert [each.topic for each in found.queries()] == ["opera", "", "tea"]
 
 
 def test_rows_that_are_conversations_of_messages(tmp_path: Path) -> None:

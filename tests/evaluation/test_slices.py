@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from raydistill.conversations.records import ConversationalQuery, Turn
 from raydistill.evaluation.measures import Scores
 from raydistill.evaluation.report_slices import slices_section
-from raydistill.evaluation.slices import WORD_BOUNDS, history_words, slices
+from raydistill.evaluation.slices import WORD_BOUNDS, history_words, slices, topic_label
 from raydistill.evaluation.summary import Metrics
 
 
@@ -48,11 +48,33 @@ def test_a_group_is_labelled_by_its_words(words: int, label: str) -> None:
     assert WORD_BOUNDS[0] == 0
 
 
+def told(number: int, topics: str) -> ConversationalQuery:
+    """A turn whose history and itself have the topics of a word's letters, "-" for none."""
+    names = [letter.strip("-") for letter in topics]
+    history = tuple(Turn(f"t{n}", n + 1, "a", "b", topic=name) for n, name in enumerate(names[:-1]))
+    return ConversationalQuery(f"q{number}", "c", len(names), "and then?", history, topic=names[-1])
+
+
+def test_turns_are_told_apart_by_whether_they_change_the_topic() -> None:
+    topics = ["a", "-a", "aa", "ab", "a-a", "a-b", "aba", "-", "aa-"]
+    labels = ["first topic", "first topic", "same topic", "new topic", "same topic", "new topic", "new topic", "", ""]
+    queries = [told(number, word) for number, word in enumerate(topics)]
+    assert [topic_label(each) for each in queries] == labels
+    scores = {"s": Scores(("RR",), tuple(each.query_id for each in queries), np.arange(9.0)[:, None], ())}
+    by_topic = slices(queries, scores)[1]
+    assert by_topic["name"] == "topic"
+    found = {group["label"]: (group["queries"], group["means"]["s"]["RR"]) for group in by_topic["groups"]}
+    assert found == {"first topic": (2, 0.5), "same topic": (2, 3.0), "new topic": (3, pytest.approx(14 / 3))}
+
+
 def test_the_report_shows_the_groups(make_metrics: Callable[..., Metrics]) -> None:
     metrics = make_metrics()
     section = slices_section(metrics)
     for group in metrics["slices"][0]["groups"]:
         assert group["label"] in section
     assert "by conversation" in section
+    assert "by change of topic" not in section
     assert "by conversation" not in slices_section(make_metrics(roles=("baseline",)))
+    by_topic = {"name": "topic", "unit": "change of topic", "groups": metrics["slices"][0]["groups"][:1]}
+    assert "by change of topic" in slices_section({**metrics, "slices": [*metrics["slices"], by_topic]})
     assert slices_section({**metrics, "slices": []}) == ""
