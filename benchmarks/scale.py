@@ -15,6 +15,8 @@ are not built again, so that the run can be done in pieces (`--parts build`, the
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import time
 from pathlib import Path
@@ -94,6 +96,9 @@ def _build(folder: Path, name: str) -> dict[str, Any]:
     vectors = corpus.passages(first, count)
     write_segment(folder / f"{name}.seg", vectors.select([0]), ["0"], "f16")
     ids = [str(number) for number in range(first, first + count)]
+    # What making the passages left behind is no part of building.
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     reset_peak()
     start = time.perf_counter()
     write_segment(folder / f"{name}.seg", vectors, ids, "f16")

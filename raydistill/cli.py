@@ -167,15 +167,17 @@ def _run_service(options: argparse.Namespace) -> int:
         ) from None
 
     config = serve_config(options.root, options.index, options.student, options.overrides)
-    if options.dry_run:
-        Console(soft_wrap=True).print(settings_text(config, check(config)), highlight=False, markup=False)
-        return 0
+    version = check(config)
     inspected = None
     if config.inspect is not None and config.inspect.run is not None:
         from raydistill.inspector import RunTurns
 
         inspected = RunTurns(load_config(config.inspect.run))
-    run(config, inspected)
+        inspected.check(version)
+    if options.dry_run:
+        Console(soft_wrap=True).print(settings_text(config, version), highlight=False, markup=False)
+    else:
+        run(config, inspected)
     return 0
 
 

@@ -20,7 +20,7 @@ from raydistill.encoders.batch import SparseBatch
 from raydistill.encoders.documents import load_document_encoder, load_term_counter
 from raydistill.encoders.interface import SparseEncoder
 from raydistill.encoders.lexical import TermCounter
-from raydistill.errors import DataError
+from raydistill.errors import ConfigError, DataError
 from raydistill.evaluation.glass import STUDENT, Glass, Inspection, RunTurn, open_students, typed_turn
 from raydistill.index.build import planned_index
 from raydistill.index.corpus import corpus_artifact
@@ -41,6 +41,18 @@ class RunTurns:
     @cached_property
     def _chain(self) -> Chain:
         return Chain(self._config)
+
+    def check(self, index: IndexVersion) -> None:
+        """Raise what a look at the run over an index would raise: a missing input, document encoder or tokenizer."""
+        opened = RunTurns(self._config)
+        vocabulary = opened.encoder(index).vocabulary_size
+        if vocabulary != index.vocabulary_size:
+            raise ConfigError(
+                f"run {self._config.run} has documents of {vocabulary} terms, and {index.uri} is over "
+                f"{index.vocabulary_size}; take the run that the index belongs to"
+            )
+        opened.counter()
+        opened.queries("test")
 
     def encoder(self, index: IndexVersion) -> SparseEncoder:
         """Return the document encoder that the run's rewrites are searched with."""

@@ -11,6 +11,7 @@ from raydistill.config.fields import Fraction, Location, Name, NonNegativeFloat,
 from raydistill.config.teachers import GeneratingTeacherConfig
 
 TurnKind = Literal["question", "keywords", "claim"]
+_KINDS: dict[TurnKind, float] = {"question": 0.7, "keywords": 0.2, "claim": 0.1}
 _OF_REWRITING = ("prompt", "history_turns", "samples", "retry", "spend", "turns_per_task")
 
 
@@ -28,7 +29,7 @@ class SynthesisConfig(Section):
     """Conversations that are begun; those that fail at their first turn are left out."""
     turns: Annotated[int, Field(ge=1, le=20)] = 4
     """Turns of a conversation."""
-    kinds: dict[TurnKind, NonNegativeFloat] = Field(default_factory=lambda: {"question": 0.7, "keywords": 0.2, "claim": 0.1})
+    kinds: dict[TurnKind, NonNegativeFloat] = Field(default_factory=lambda: dict(_KINDS))
     """How often a turn is a question, a keyword query, a statement to be checked; relative to each other."""
     topic_switch: Fraction = 0.25
     """Share of later turns that go on to another passage."""

@@ -14,6 +14,7 @@ from raydistill.cli import main
 from raydistill.serving.client import SearchClient, ServiceError
 from tests.conftest import free_port
 from tests.serving.conftest import World
+from tests.serving.inspected_run import write_run
 from tests.small_world import environment
 
 
@@ -43,6 +44,20 @@ def test_a_dry_run_shows_what_would_be_served_and_how(animals: World, capsys: py
 def test_a_mistake_is_a_sentence(animals: World, override: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments(animals, override), "--dry-run"]) == 1
     assert sentence.lower() in capsys.readouterr().err.lower()
+
+
+def test_the_run_of_the_page_is_checked_before_anything_starts(
+    animals: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(animals, tmp_path)
+    assert main([*arguments(animals, f"inspect.run={run}"), "--dry-run"]) == 0
+    assert f"run: {run}" in capsys.readouterr().out
+    assert main([*arguments(animals, f"inspect.run={tmp_path}/none.yaml"), "--dry-run"]) == 1
+    assert f"there is no configuration file {tmp_path}/none.yaml" in capsys.readouterr().err
+    other = tmp_path / "other.yaml"
+    other.write_text(run.read_text().replace(str(animals.folder / "encoder"), "package:raydistill/demo/models/encoder"))
+    assert main([*arguments(animals, f"inspect.run={other}"), "--dry-run"]) == 1
+    assert "take the run that the index belongs to" in capsys.readouterr().err
 
 
 def test_a_missing_index_is_named(animals: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 'use strict';
 const $ = id => document.getElementById(id);
 const MARKS = {question: '', history: '<', added: '+'};
-const MOST_TERMS = 60;
+const FIRST_TERMS = 30;
 const hidden = new Set();
 let turns = new Map();
 
@@ -56,9 +56,9 @@ async function look(query_id) {
 }
 function show(found) {
   const said = [...found.history.flat(), found.question];
-  const kept = said.map(line => line.replace(/\s+/g, ' '));
+  const kept = said.map(line => line.replace(/\s+/g, ' ').trim());
   $('said').value = kept.map(line => line || '…').join('\n');
-  $('conversation').replaceChildren(...said.map((line, place) => {
+  $('conversation').replaceChildren(...kept.map((line, place) => {
     const paragraph = make('p', place === said.length - 1 ? '' : 'before');
     paragraph.append(make('span', 'who', place % 2 ? 'system' : 'user'), line.length > 400 ? line.slice(0, 399) + '…' : line);
     return paragraph;
@@ -97,19 +97,30 @@ function card(view, said, judged) {
   node.append(make('p', 'text', view.text));
   const list = make('ul', 'terms');
   const largest = view.terms.length ? view.terms[0].weight : 1;
-  for (const each of view.terms.slice(0, MOST_TERMS)) {
+  for (const [place, each] of view.terms.entries()) {
     const term = make('li', 'term ' + each.origin, MARKS[each.origin] + each.term);
     term.title = `${each.term}: ${each.weight.toFixed(3)}`;
     term.style.backgroundSize = `${100 * each.weight / largest}% 2px`;
     term.append(make('small', '', each.weight.toFixed(2)));
+    term.hidden = place >= FIRST_TERMS;
     list.append(term);
   }
-  if (view.terms.length > MOST_TERMS) list.append(make('li', 'soft', `and ${view.terms.length - MOST_TERMS} lighter ones`));
+  if (view.terms.length > FIRST_TERMS) list.append(more_terms(list, view.terms.length - FIRST_TERMS));
   node.append(view.terms.length ? list : make('p', 'soft', 'no term'));
   const passages = make('ol', 'passages');
   for (const each of view.found) passages.append(passage(each, view, said));
   node.append(view.found.length ? passages : make('p', 'soft', 'nothing found'));
   return node;
+}
+function more_terms(list, number) {
+  const item = make('li'), button = make('button', 'small', `${number} lighter terms`);
+  button.type = 'button';
+  button.addEventListener('click', () => {
+    list.querySelectorAll('.term').forEach(term => { term.hidden = false; });
+    item.remove();
+  });
+  item.append(button);
+  return item;
 }
 function passage(found, view, said) {
   const item = make('li');
