@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ from raydistill.index.search_result import SearchResult
 from raydistill.serving.requests import InspectRequest, RequestError
 
 SETS = ("test", "validation", "train")
+MOST_TURNS = 500
 
 
 class InspectedRun(Protocol):
@@ -59,13 +61,19 @@ class ServedInspection:
         self._lock = threading.Lock()
         self._glass: Glass | None = None
 
-    def turns(self, name: str) -> list[dict[str, Any]]:
-        """Return id, question and depth of the turns of a set of the run; none without a run."""
+    def turns(self, name: str, like: str = "") -> list[dict[str, Any]]:
+        """Return id, question and depth of the first `MOST_TURNS` turns of a set of the run whose id or question holds some
+        words, letters of either case; none without a run."""
         if name not in SETS:
             raise RequestError(404, "unknown_set", f"there is no set {name!r} of turns; there are {', '.join(SETS)}")
         with self._lock:
-            found = [] if self._run is None else self._run.queries(name)
-        return [{"query_id": query.query_id, "question": query.question, "depth": query.depth} for query in found]
+            every = [] if self._run is None else self._run.queries(name)
+        words = like.casefold()
+        found = (query for query in every if words in query.query_id.casefold() or words in query.question.casefold())
+        return [
+            {"query_id": query.query_id, "question": query.question, "depth": query.depth}
+            for query in islice(found, MOST_TURNS)
+        ]
 
     def look(self, request: InspectRequest, snapshot: Snapshot) -> Mapping[str, Any]:
         """Return what `Inspection.to_json` gives, with whether a view is a student's.

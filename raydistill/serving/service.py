@@ -198,10 +198,11 @@ class SearchService:
         return JSONResponse({"index": _named(snapshot), **found})
 
     async def _turns(self, request: Request) -> JSONResponse:
-        """Answer with the turns of a set of the run."""
+        """Answer with turns of a set of the run."""
         assert self._inspection is not None
         name = request.query_params.get("set", "test")
-        return JSONResponse({"set": name, "turns": await asyncio.to_thread(self._inspection.turns, name)})
+        like = request.query_params.get("like", "")
+        return JSONResponse({"set": name, "turns": await asyncio.to_thread(self._inspection.turns, name, like)})
 
     async def _health(self, request: Request) -> JSONResponse:
         """Answer with the state of the index's actors; 503 while one of them does not answer."""

@@ -79,7 +79,6 @@ def synthesize(config: SynthesisConfig) -> Synthesized:
         ResourceError: the cluster cannot hold the workers.
     """
     run = load_config(config.run)
-    check_teacher(config.llm, "llm")
     index = _index(config, run)
     written = _written(config, run, index)
     counters = summed_counters(written.manifest().parts)
@@ -141,11 +140,13 @@ def _written(config: SynthesisConfig, run: DistillConfig, index: IndexVersion | 
         if (some := plans[start : start + each])
     }
     specs = [_spec(name, some, passages) for name, some in groups.items() if name not in finished]
+    if specs:
+        check_teacher(config.llm, "llm")
     arguments = {
         "llm": config.llm.model_dump(mode="json"),
         "writer": writer,
         "index": index,
-        "documents": Chain(run).settled.index.documents.model_dump(mode="json"),
+        "documents": None if index is None else Chain(run).settled.index.documents.model_dump(mode="json"),
         "student": run.student,
         "depth": config.depth,
         "sampling": _sampling(config),
@@ -234,7 +235,7 @@ class _Worker:
         llm: Mapping[str, Any],
         writer: ArtifactWriter,
         index: IndexVersion | None,
-        documents: Mapping[str, Any],
+        documents: Mapping[str, Any] | None,
         student: StudentConfig,
         depth: int,
         sampling: Sampling,
@@ -244,7 +245,9 @@ class _Worker:
         from raydistill.config import DocumentsConfig, GeneratingTeacherConfig
 
         self._llm: GeneratingTeacherConfig = TypeAdapter(GeneratingTeacherConfig).validate_python(llm)
-        self._documents: DocumentsConfig = TypeAdapter(DocumentsConfig).validate_python(documents)
+        self._documents: DocumentsConfig | None = None
+        if documents is not None:
+            self._documents = TypeAdapter(DocumentsConfig).validate_python(documents)
         self._writer, self._index, self._student = writer, index, student
         self._depth, self._sampling = depth, sampling
 
@@ -285,7 +288,7 @@ class _Worker:
         return ConversationWriter(engine, tokenizer, budget, cache, self._sampling, self._finder())
 
     def _finder(self) -> Finder | None:
-        if self._index is None:
+        if self._index is None or self._documents is None:
             return None
         encoder = load_document_encoder(self._documents, self._student, self._index.open_statistics(), "cpu")
         return IndexFinder(open_searcher(self._index), encoder, self._depth)

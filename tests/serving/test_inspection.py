@@ -73,6 +73,8 @@ def test_the_run_s_turns_are_listed_by_set(inspected: ServeConfig) -> None:
     listed = json.loads(answer)["turns"]
     assert status == 200
     assert [(turn["query_id"], turn["depth"]) for turn in listed] == [("c1<::>1", 1), ("c1<::>2", 2)]
+    listed = json.loads(asked(inspected, "GET", "/turns?set=test&like=What%20FOOD")[2])["turns"]
+    assert [turn["query_id"] for turn in listed] == ["c1<::>2"]
     status, _, answer = asked(inspected, "GET", "/turns?set=dev")
     assert (status, json.loads(answer)["error"]["code"]) == (404, "unknown_set")
 

@@ -3,7 +3,7 @@ const $ = id => document.getElementById(id);
 const MARKS = {question: '', history: '<', added: '+'};
 const FIRST_TERMS = 30;
 const hidden = new Set();
-let turns = new Map();
+let turns = new Map(), typing = 0;
 
 function make(tag, style, text) {
   const node = document.createElement(tag);
@@ -24,8 +24,8 @@ async function call(method, path, body) {
 function complain(error) { $('problem').textContent = error.message; $('problem').hidden = false; }
 function utterances() { return $('said').value.split('\n').map(line => line.trim()).filter(line => line); }
 
-async function load_turns() {
-  const said = await call('GET', 'turns?set=' + encodeURIComponent($('set').value));
+async function load_turns(like) {
+  const said = await call('GET', `turns?set=${encodeURIComponent($('set').value)}&like=${encodeURIComponent(like)}`);
   turns = new Map(said.turns.map(turn => [turn.query_id, turn]));
   $('turns').replaceChildren(...said.turns.map(turn => {
     const option = make('option', '', `${turn.question} (turn ${turn.depth})`);
@@ -174,10 +174,19 @@ $('ask').addEventListener('submit', event => {
   look('');
 });
 $('said').addEventListener('keydown', event => { if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) look(''); });
-$('turn').addEventListener('change', () => { const id = picked(); if (id) look(id); });
-$('set').addEventListener('change', () => { load_turns().catch(complain); });
+$('turn').addEventListener('change', async () => {
+  clearTimeout(typing);
+  try { await load_turns($('turn').value.trim()); } catch (error) { complain(error); return; }
+  const id = picked();
+  if (id) look(id);
+});
+$('turn').addEventListener('input', () => {
+  clearTimeout(typing);
+  typing = setTimeout(() => { load_turns($('turn').value.trim()).catch(complain); }, 250);
+});
+$('set').addEventListener('change', () => { load_turns('').catch(complain); });
 (async () => {
-  try { $('pick').hidden = !await load_turns(); } catch (error) { complain(error); }
+  try { $('pick').hidden = !await load_turns(''); } catch (error) { complain(error); }
   const wanted = new URLSearchParams(location.search).get('turn');
   if (wanted) { $('turn').value = wanted; look(wanted); }
 })();
