@@ -124,10 +124,10 @@ def _sums_kernel(  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True)
 class Tile:
-    """What a program works on at a time, and how; all but the last are powers of two.
+    """What a program works on at a time, and how.
 
     Attributes:
-        tokens, terms, inner: rows of hidden, rows of weight, and columns of both, at least 16 each.
+        tokens, terms, inner: rows of hidden, rows of weight, and columns of both: powers of two, at least 16 each.
         warps: of a program. stages: loads in flight. programs: that one multiprocessor runs side by side.
     """
 
