@@ -39,7 +39,7 @@ class SynthesisConfig(Section):
     """Shorter passages are not written about."""
     seed: int = 0
     conversations_per_task: Operational[PositiveInt] = 32
-    """Conversations that a worker writes side by side; a part of the result."""
+    """Conversations that a worker writes side by side and stores as one part."""
     ray: Operational[RayConfig] = RayConfig()
 
     @model_validator(mode="before")
