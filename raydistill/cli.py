@@ -172,8 +172,10 @@ def _run_service(options: argparse.Namespace) -> int:
     if config.inspect is not None and config.inspect.run is not None:
         from raydistill.inspector import RunTurns
 
-        inspected = RunTurns(load_config(config.inspect.run))
-        inspected.check(version)
+        shown = load_config(config.inspect.run)
+        RunTurns(shown).check(version)
+        # Another one, which has opened nothing: it is sent to the replicas.
+        inspected = RunTurns(shown)
     if options.dry_run:
         Console(soft_wrap=True).print(settings_text(config, version), highlight=False, markup=False)
     else:

@@ -39,24 +39,24 @@ class RunTurns:
         self._config = config
 
     @cached_property
-    def _chain(self) -> Chain:
+    def chain(self) -> Chain:
+        """The run's chain."""
         return Chain(self._config)
 
     def check(self, index: IndexVersion) -> None:
         """Raise what a look at the run over an index would raise: a missing input, document encoder or tokenizer."""
-        opened = RunTurns(self._config)
-        vocabulary = opened.encoder(index).vocabulary_size
+        vocabulary = self.encoder(index).vocabulary_size
         if vocabulary != index.vocabulary_size:
             raise ConfigError(
                 f"run {self._config.run} has documents of {vocabulary} terms, and {index.uri} is over "
                 f"{index.vocabulary_size}; take the run that the index belongs to"
             )
-        opened.counter()
-        opened.queries("test")
+        self.counter()
+        self.queries("test")
 
     def encoder(self, index: IndexVersion) -> SparseEncoder:
         """Return the document encoder that the run's rewrites are searched with."""
-        documents = self._chain.settled.index.documents
+        documents = self.chain.settled.index.documents
         return load_document_encoder(documents, self._config.student, index.open_statistics(), "cpu")
 
     def counter(self) -> TermCounter:
@@ -65,12 +65,12 @@ class RunTurns:
 
     def queries(self, name: str) -> list[ConversationalQuery]:
         """Return a set's turns, train, test or validation."""
-        found = self._chain.inputs.all().get(name)
+        found = self.chain.inputs.all().get(name)
         return [] if found is None else list(found.queries())
 
     def find(self, query_id: str) -> RunTurn:
         """Return a turn. Raises DataError for an unknown id."""
-        for name, found in reversed(self._chain.inputs.all().items()):
+        for name, found in reversed(self.chain.inputs.all().items()):
             query = next((one for one in found.queries() if one.query_id == query_id), None)
             if query is not None:
                 return RunTurn(query, found.qrels.get(query_id, {}), self._rewrites(name, query_id))
@@ -82,7 +82,7 @@ class RunTurns:
 
     def _rewrites(self, name: str, query_id: str) -> dict[str, tuple[str, str]]:
         found = {}
-        for teacher, artifact in self._chain.planned_rewrites().get(name, {}).items():
+        for teacher, artifact in self.chain.planned_rewrites().get(name, {}).items():
             manifest = artifact.find_manifest()
             for part in manifest.parts if manifest is not None else ():
                 table = pq.read_table(artifact.fetch(part), columns=["query_id", "text", "failure"])
@@ -102,16 +102,15 @@ class Inspector:
     """
 
     def __init__(self, config: DistillConfig, students: Mapping[str, str]) -> None:
-        self._chain = Chain(config)
-        settled = self._chain.settled
+        self._turns = RunTurns(config)
+        chain = self._turns.chain
         corpus = corpus_artifact(config.data, config.index.passages_per_segment, config.root)
-        index = planned_index(settled.index, config.student, corpus, config.root)
+        index = planned_index(chain.settled.index, config.student, corpus, config.root)
         if index is None:
             raise DataError(f"run {config.run} has no index yet; run `raydistill index` with the same configuration first")
         self._source = _Source(index)
-        self._turns = RunTurns(config)
         sources = dict(students)
-        own = self._own_student(index)
+        own = _own_student(chain, index)
         self.has_own_student = own is not None
         """Whether the run has a finished student."""
         if own is not None:
@@ -141,10 +140,11 @@ class Inspector:
         history = list(zip(utterances[:-1:2], utterances[1::2], strict=True))
         return self._glass.look(typed_turn(history, utterances[-1]), self._source, k, depth)
 
-    def _own_student(self, index: IndexVersion) -> Artifact | None:
-        rewrites = self._chain.planned_rewrites()["train"]
-        student = self._chain.planned_rounds(rewrites, index)[-1].student
-        return student if student.find_manifest() is not None else None
+
+def _own_student(chain: Chain, index: IndexVersion) -> Artifact | None:
+    rewrites = chain.planned_rewrites()["train"]
+    student = chain.planned_rounds(rewrites, index)[-1].student
+    return student if student.find_manifest() is not None else None
 
 
 class _Source:

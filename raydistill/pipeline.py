@@ -31,7 +31,6 @@ from raydistill.teaching import Rewrites, planned_rewrites, teach_all
 
 logger = logging.getLogger("raydistill")
 T = TypeVar("T")
-
 STAGES = ("teach", "documents", "index", "score", "train", "evaluate")
 
 

@@ -10,23 +10,17 @@ not matter.
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 import re
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 from raydistill.config import CorpusConfig, PassageColumns, PassageSource
-from raydistill.conversations.passages import BadRow, dataset_passages, read_passages
+from raydistill.conversations.passage_sampling import corpus_passages, id_hash, sampled
 from raydistill.conversations.prepared import corpus_files, corpus_fingerprint
 from raydistill.conversations.qrels import Qrels
 from raydistill.conversations.records import Conversation, ConversationSet, Passage, Turn
 from raydistill.errors import DataError
-from raydistill.storage.files import open_input
 from raydistill.storage.hashing import canonical_json, sha256_hex
 
-T = TypeVar("T")
 _FORMAT_VERSION = 1
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _WORD = re.compile(r"\w+")
@@ -121,50 +115,9 @@ def read_passage_conversations(source: PassageSource, corpus: CorpusConfig) -> C
     return ConversationSet(tuple(conversations), qrels, sha256_hex(canonical_json(settings).encode()))
 
 
-def sampled(passages: Iterable[Passage], number: int, seed: int, make: Callable[[Passage], T | None]) -> list[T]:
-    """Return what is made of the passages whose ids have the smallest hashes, ascending; None is passed over.
-
-    The order of the passages does not matter. Holds `number` of what is made.
-    """
-    kept: list[tuple[int, str, T]] = []  # a heap with the largest hash on top
-    chosen: set[str] = set()
-    for passage in passages:
-        place = -_hash(seed, passage.passage_id)
-        if passage.passage_id in chosen or (len(kept) == number and place <= kept[0][0]):
-            continue
-        made = make(passage)
-        if made is None:
-            continue
-        chosen.add(passage.passage_id)
-        item = (place, passage.passage_id, made)
-        if len(kept) < number:
-            heapq.heappush(kept, item)
-        else:
-            chosen.remove(heapq.heapreplace(kept, item)[1])
-    return [made for _, _, made in sorted(kept, key=lambda item: (-item[0], item[1]))]
-
-
-def corpus_passages(corpus: CorpusConfig) -> Iterator[Passage]:
-    """Yield the passages of a corpus in order; malformed rows are passed over. Raises StorageError for a missing file."""
-    for uri in corpus_files(corpus.corpus, corpus.corpus_format):
-        if corpus.corpus_dataset is not None:
-            yield from _usable(dataset_passages(uri, corpus.corpus_dataset, corpus.corpus_columns))
-            continue
-        with open_input(uri) as stream:
-            yield from _usable(read_passages(stream, uri, corpus.corpus_format, corpus.corpus_columns))
-
-
-def _usable(rows: Iterable[Passage | BadRow]) -> Iterator[Passage]:
-    return (row for row in rows if isinstance(row, Passage))
-
-
 def _turns(topic: Topic, prefix: str, before: int, seed: int) -> list[Turn]:
-    left, whole = topic.asked[_hash(seed, f"{topic.passage_id} sentence") % len(topic.asked)]
+    left, whole = topic.asked[id_hash(seed, f"{topic.passage_id} sentence") % len(topic.asked)]
     return [
         Turn(f"{prefix}_1", before + 1, topic.title, topic.opening, topic.title),
         Turn(f"{prefix}_2", before + 2, left, "", f"{topic.title} {whole}"),
     ]
-
-
-def _hash(seed: int, text: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{text}".encode()).digest()[:8], "big")

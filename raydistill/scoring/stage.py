@@ -13,7 +13,6 @@ the texts of turns_per_task x depth passages, the model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from raydistill.actor_pool import map_shards
-from raydistill.config import LlmScorerConfig, PoolConfig, ScorerConfig, VllmTeacherConfig, WorkerConfig
+from raydistill.config import LlmScorerConfig, PoolConfig, ScorerConfig, WorkerConfig
 from raydistill.errors import DataError, TeacherError
 from raydistill.index.candidates import CANDIDATES, candidate_scores, parquet_bytes
 from raydistill.index.publish import IndexVersion
@@ -38,6 +37,7 @@ from raydistill.storage.artifacts import Artifact, ArtifactWriter, Part, fingerp
 from raydistill.storage.parts import summed_counters
 from raydistill.teachers.combine import Combiner
 from raydistill.teachers.engine import Failure
+from raydistill.teachers.places import group_name, held_places
 
 KIND = "judgements"
 _FORMAT_VERSION = 1
@@ -112,9 +112,12 @@ def _judgements(
         "index": index,
     }
     done = {name: part for name, part in finished.items() if name in {spec["name"] for spec in specs}}
-    with track(f"score {scorer.name}", sum(spec["rows"] for spec in specs), "turns") as advance, ExitStack() as stack:
+    llm = scorer.llm if isinstance(scorer, LlmScorerConfig) else None
+    with (
+        track(f"score {scorer.name}", sum(spec["rows"] for spec in specs), "turns") as advance,
+        held_places(llm, len(missing), artifact),
+    ):
         advance(sum(part.rows for part in done.values()))
-        _hold_places(scorer, len(missing), artifact, stack)
         for receipt in map_shards(missing, _Scorer, arguments, scorer.workers, f"scorers[{scorer.name}]"):
             part = Part.from_json(receipt)
             done[part.name] = part
@@ -132,20 +135,6 @@ def _judgements(
         metadata["calibration"] = _calibrated(scorer, artifact, parts, candidates)
     writer.commit([part.name for part in parts], metadata)
     return artifact
-
-
-def _hold_places(scorer: ScorerConfig, tasks: int, artifact: Artifact, stack: ExitStack) -> None:
-    """Check that engines with placement groups of their own find room, and have the groups removed whatever happens."""
-    if not isinstance(scorer, LlmScorerConfig) or not isinstance(scorer.llm, VllmTeacherConfig) or not tasks:
-        return
-    from raydistill.teachers.engine_actor import remove_groups, require_places
-
-    require_places(min(scorer.llm.workers.actors, tasks), scorer.llm.tensor_parallel_size, scorer.name)
-    stack.callback(remove_groups, _group_name(artifact))
-
-
-def _group_name(artifact: Artifact) -> str:
-    return f"{artifact.name}-{artifact.fingerprint[:16]}"
 
 
 def _ranges(part: Part, size: int) -> list[tuple[int, int, str]]:
@@ -209,7 +198,7 @@ class _Scorer:
     @cached_property
     def _judge(self) -> Judge:
         artifact = self._writer.artifact
-        return open_judge(self._scorer, artifact.root, _group_name(artifact))
+        return open_judge(self._scorer, artifact.root, group_name(artifact))
 
     def _with_texts(self, passages: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
         """Return the passages that have a text, and the texts; one that is in no corpus any more has none."""

@@ -12,7 +12,6 @@ index.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -21,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydistill.actor_pool import connect, map_shards, require_shared_root
-from raydistill.config import DistillConfig, StudentConfig, VllmTeacherConfig
+from raydistill.config import DistillConfig, StudentConfig
 from raydistill.config.synthesis import SynthesisConfig
 from raydistill.config_loading import load_config
+from raydistill.conversations.passage_sampling import corpus_passages, sampled
 from raydistill.conversations.prepared import CONVERSATIONS, corpus_fingerprint, name_artifact, put_conversations
-from raydistill.conversations.pseudo import corpus_passages, sampled
 from raydistill.conversations.qrels import Qrels
 from raydistill.conversations.records import Conversation, Passage, Turn
 from raydistill.conversations.sources import ConversationFile
@@ -46,6 +45,7 @@ from raydistill.synthesis.writing import ConversationWriter, Finder, IndexFinder
 from raydistill.teachers.cache import GenerationCache
 from raydistill.teachers.engine import Failure, Sampling
 from raydistill.teachers.engines import check_teacher, engine_identity, open_writing
+from raydistill.teachers.places import group_name, held_places
 
 KIND = "synthesis"
 PART = "train"
@@ -154,9 +154,11 @@ def _written(config: SynthesisConfig, run: DistillConfig, index: IndexVersion | 
     done = {name: part for name, part in finished.items() if name in groups}
     connect(config.ray)
     require_shared_root(run.root)
-    with track(f"synthesize {config.dataset}", len(plans), "conversations") as advance, ExitStack() as stack:
+    with (
+        track(f"synthesize {config.dataset}", len(plans), "conversations") as advance,
+        held_places(config.llm, len(specs), artifact),
+    ):
         advance(sum(len(groups[name]) for name in done))
-        _hold_places(config, len(specs), artifact, stack)
         for receipt in map_shards(specs, _Worker, arguments, config.llm.workers, "llm"):
             part = Part.from_json(receipt)
             done[part.name] = part
@@ -211,20 +213,6 @@ def _conversations(dataset: str, written: Artifact) -> tuple[tuple[Conversation,
 def _sampling(config: SynthesisConfig) -> Sampling:
     beams = getattr(config.llm, "num_beams", 1)
     return Sampling(config.llm.max_new_tokens, beams, config.llm.temperature, seed=config.seed)
-
-
-def _hold_places(config: SynthesisConfig, tasks: int, artifact: Artifact, stack: ExitStack) -> None:
-    """Check that engines with placement groups of their own find room, and have the groups removed whatever happens."""
-    if not isinstance(config.llm, VllmTeacherConfig) or not tasks:
-        return
-    from raydistill.teachers.engine_actor import remove_groups, require_places
-
-    require_places(min(config.llm.workers.actors, tasks), config.llm.tensor_parallel_size, "llm")
-    stack.callback(remove_groups, _group_name(artifact))
-
-
-def _group_name(artifact: Artifact) -> str:
-    return f"{artifact.name}-{artifact.fingerprint[:16]}"
 
 
 class _Worker:
@@ -283,7 +271,7 @@ class _Worker:
     @cached_property
     def _conversations(self) -> ConversationWriter:
         artifact = self._writer.artifact
-        engine, tokenizer, budget = open_writing(self._llm, _group_name(artifact), "llm")
+        engine, tokenizer, budget = open_writing(self._llm, group_name(artifact), "llm")
         cache = GenerationCache(artifact.root, engine_identity(self._llm, "llm"))
         return ConversationWriter(engine, tokenizer, budget, cache, self._sampling, self._finder())
 

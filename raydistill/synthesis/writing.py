@@ -7,7 +7,7 @@ builds on it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,7 +27,7 @@ from raydistill.synthesis.wording import (
     parse_question,
 )
 from raydistill.teachers.cache import GenerationCache, cached_generate
-from raydistill.teachers.engine import Engine, Sampling
+from raydistill.teachers.engine import Engine, Generation, Sampling
 from raydistill.teachers.parsing import ParsedRewrite
 from raydistill.teachers.rewriting import PromptTokenizer
 
@@ -76,21 +76,49 @@ class IndexFinder:
 
 @dataclass
 class _Draft:
-    """A conversation in the making."""
+    """A conversation in the making: the turns it has, and what is known so far of the next one."""
 
     plan: Plan
+    passages: Mapping[str, Passage]
     turns: list[WrittenTurn] = field(default_factory=list)
+    standalone: str = ""
+    message: str = ""
+    answer: str = ""
+    rank: int | None = 0
     is_over: bool = False
 
-    def planned(self, position: int) -> PlannedTurn:
-        return self.plan.turns[position]
+    @property
+    def planned(self) -> PlannedTurn:
+        return self.plan.turns[len(self.turns)]
 
-    def passage_id(self, position: int) -> str:
-        return self.plan.passages[self.planned(position).topic]
+    @property
+    def passage(self) -> Passage:
+        return self.passages[self.plan.passages[self.planned.topic]]
+
+    @property
+    def stays(self) -> bool:
+        """Whether the next turn is about what the one before was about."""
+        return bool(self.turns) and self.planned.topic == self.plan.turns[len(self.turns) - 1].topic
+
+    @property
+    def is_last(self) -> bool:
+        return len(self.turns) + 1 == len(self.plan.turns)
 
     @property
     def history(self) -> list[tuple[str, str]]:
         return [(turn.message, turn.answer) for turn in self.turns]
+
+    @property
+    def asked(self) -> list[str]:
+        """What was asked about the next turn's passage before."""
+        return [turn.standalone for turn in self.turns if turn.passage_id == self.passage.passage_id]
+
+    def add_turn(self) -> None:
+        turn = self.passage.passage_id, self.planned.kind, self.standalone, self.message, self.answer, self.rank or 0
+        # Nothing can follow what was not answered.
+        self.is_over = self.is_last or not self.answer
+        self.turns.append(WrittenTurn(*turn))
+        self.answer = ""
 
 
 class ConversationWriter:
@@ -111,7 +139,8 @@ class ConversationWriter:
         sampling: Sampling,
         finder: Finder | None,
     ) -> None:
-        self._engine, self._tokenizer, self._max_tokens = engine, tokenizer, max_tokens
+        self._engine, self._tokenizer = engine, tokenizer
+        self._budget = max_tokens, tokenizer.count_tokens
         self._cache, self._sampling, self._finder = cache, sampling, finder
         self.counters: Counter[str] = Counter()
         """Of everything written so far: prompts, cached, failed.{request}.{reason}, not_found, as_asked (turns that are said
@@ -122,115 +151,71 @@ class ConversationWriter:
 
         Raises TeacherError when the engine cannot go on.
         """
-        drafts = [_Draft(plan) for plan in plans]
-        for position in range(max((len(plan.turns) for plan in plans), default=0)):
-            self._write_turn([draft for draft in drafts if not draft.is_over and position < len(draft.plan.turns)], passages)
+        drafts = [_Draft(plan, passages) for plan in plans]
+        while going := [draft for draft in drafts if not draft.is_over]:
+            self._write_turn(going)
         self.counters["conversations"] += sum(bool(draft.turns) for draft in drafts)
         self.counters["turns"] += sum(len(draft.turns) for draft in drafts)
         return [draft.turns for draft in drafts]
 
-    def _write_turn(self, drafts: list[_Draft], passages: Mapping[str, Passage]) -> None:
+    def _write_turn(self, drafts: Sequence[_Draft]) -> None:
         """Write the next turn of every draft; one whose turn fails is over."""
-        position = len(drafts[0].turns) if drafts else 0
-        asked = self._generated(
-            [
-                ask_prompt(
-                    draft.planned(position).kind,
-                    passages[draft.passage_id(position)].full_text,
-                    [turn.standalone for turn in draft.turns if turn.passage_id == draft.passage_id(position)],
-                    self._max_tokens,
-                    self._tokenizer.count_tokens,
-                )
-                for draft in drafts
-            ],
-            lambda number, text, reason: parse_question(text, reason),
-            "question",
-        )
-        standalone = {id(draft): text for draft, text in zip(drafts, asked, strict=True) if text}
-        ranks = self._ranks(drafts, standalone, position)
-        going = []
+        self._ask(drafts)
+        written = [draft for draft in drafts if draft.standalone]
+        self._look_for(written)
         for draft in drafts:
-            draft.is_over = id(draft) not in standalone or ranks[id(draft)] is None
-            going += [] if draft.is_over else [draft]
-        messages = self._messages(going, standalone, position)
-        answers = self._answers(going, standalone, position, passages)
+            draft.is_over = not draft.standalone or draft.rank is None
+        going = [draft for draft in drafts if not draft.is_over]
+        self._say(going)
+        self._answer([draft for draft in going if not draft.is_last])
         for draft in going:
-            draft.turns.append(
-                WrittenTurn(
-                    passage_id=draft.passage_id(position),
-                    kind=draft.planned(position).kind,
-                    standalone=standalone[id(draft)],
-                    message=messages[id(draft)],
-                    answer=answers.get(id(draft), ""),
-                    rank=ranks[id(draft)] or 0,
-                )
-            )
-            # Nothing can follow what was not answered.
-            draft.is_over = id(draft) not in answers
+            draft.add_turn()
 
-    def _ranks(self, drafts: Sequence[_Draft], standalone: Mapping[int, str], position: int) -> dict[int, int | None]:
-        """Return the rank of each written question's passage; 0 where nobody looks."""
-        written = [draft for draft in drafts if id(draft) in standalone]
+    def _ask(self, drafts: Sequence[_Draft]) -> None:
+        """Write the self-contained questions, "" where that fails."""
+        prompts = [ask_prompt(draft.planned.kind, draft.passage.full_text, draft.asked, *self._budget) for draft in drafts]
+        for draft, one in zip(drafts, self._generated(prompts), strict=True):
+            draft.standalone = self._text(one, parse_question(one.text, one.finish_reason), "question")
+
+    def _look_for(self, drafts: Sequence[_Draft]) -> None:
+        """Find the ranks of the passages; without a finder they stay 0."""
         if self._finder is None:
-            return dict.fromkeys(map(id, written), 0)
-        queries = [standalone[id(draft)] for draft in written]
-        found = self._finder.ranks(queries, [draft.passage_id(position) for draft in written])
-        self.counters["not_found"] += sum(rank is None for rank in found)
-        return {id(draft): rank for draft, rank in zip(written, found, strict=True)}
+            return
+        ids = [draft.passage.passage_id for draft in drafts]
+        for draft, rank in zip(drafts, self._finder.ranks([draft.standalone for draft in drafts], ids), strict=True):
+            draft.rank = rank
+            self.counters["not_found"] += rank is None
 
-    def _messages(self, drafts: Sequence[_Draft], standalone: Mapping[int, str], position: int) -> dict[int, str]:
-        """Return what the user says: within a topic it leaves out what is clear, else it is the question itself."""
-        said = {id(draft): standalone[id(draft)] for draft in drafts}
-        within = [
-            draft for draft in drafts if position > 0 and draft.planned(position).topic == draft.planned(position - 1).topic
-        ]
-        found = self._generated(
-            [
-                follow_prompt(standalone[id(draft)], draft.history, self._max_tokens, self._tokenizer.count_tokens)
-                for draft in within
-            ],
-            lambda number, text, reason: parse_message(text, standalone[id(within[number])], reason),
-            "message",
-        )
-        said.update((id(draft), text) for draft, text in zip(within, found, strict=True) if text)
-        self.counters["as_asked"] += sum(said[id(draft)] == standalone[id(draft)] for draft in drafts)
-        return said
+    def _say(self, drafts: Sequence[_Draft]) -> None:
+        """Write what the user says: within a topic it leaves out what is clear, else it is the question itself."""
+        for draft in drafts:
+            draft.message = draft.standalone
+        within = [draft for draft in drafts if draft.stays]
+        prompts = [follow_prompt(draft.standalone, draft.history, *self._budget) for draft in within]
+        for draft, one in zip(within, self._generated(prompts), strict=True):
+            found = parse_message(one.text, draft.standalone, one.finish_reason)
+            draft.message = self._text(one, found, "message") or draft.standalone
+        self.counters["as_asked"] += sum(draft.message == draft.standalone for draft in drafts)
 
-    def _answers(
-        self, drafts: Sequence[_Draft], standalone: Mapping[int, str], position: int, passages: Mapping[str, Passage]
-    ) -> dict[int, str]:
-        """Return the answers of the turns that others follow."""
-        followed = [draft for draft in drafts if position + 1 < len(draft.plan.turns)]
-        found = self._generated(
-            [
-                answer_prompt(
-                    standalone[id(draft)],
-                    passages[draft.passage_id(position)].full_text,
-                    self._max_tokens,
-                    self._tokenizer.count_tokens,
-                )
-                for draft in followed
-            ],
-            lambda number, text, reason: parse_answer(text, reason),
-            "answer",
-        )
-        return {id(draft): text for draft, text in zip(followed, found, strict=True) if text}
+    def _answer(self, drafts: Sequence[_Draft]) -> None:
+        """Write the answers of turns that others follow, "" where that fails."""
+        prompts = [answer_prompt(draft.standalone, draft.passage.full_text, *self._budget) for draft in drafts]
+        for draft, one in zip(drafts, self._generated(prompts), strict=True):
+            draft.answer = self._text(one, parse_answer(one.text, one.finish_reason), "answer")
 
-    def _generated(self, prompts: list[str], parse: Callable[[int, str, str], ParsedRewrite], request: str) -> list[str]:
-        """Return the text of every prompt, "" where there is none, and count why.
-
-        Args:
-            parse: (number of the prompt, what was written, how it ended) -> what is in it.
-        """
+    def _generated(self, prompts: list[str]) -> list[Generation]:
+        """Return what the model, or the cache, has for each prompt."""
         if self._tokenizer.has_chat_template:
             prompts = [self._tokenizer.as_chat(prompt) for prompt in prompts]
         made, cached = cached_generate(self._engine, self._cache, VERSION, prompts, self._sampling)
         self.counters["prompts"] += len(prompts)
         self.counters["cached"] += cached
-        texts = []
-        for number, one in enumerate(made):
-            found = ParsedRewrite("", one.failure) if one.failure else parse(number, one.text, one.finish_reason)
-            if found.failure is not None:
-                self.counters[f"failed.{request}.{found.failure.value}"] += 1
-            texts.append(found.text)
-        return texts
+        return made
+
+    def _text(self, made: Generation, parsed: ParsedRewrite, request: str) -> str:
+        """Return what was found in a generation, "" for nothing, and count why."""
+        failure = made.failure or parsed.failure
+        if failure is not None:
+            self.counters[f"failed.{request}.{failure.value}"] += 1
+            return ""
+        return parsed.text

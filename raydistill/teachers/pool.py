@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +21,6 @@ from raydistill.config import (
     GeneratingTeacherConfig,
     RecordedTeacherConfig,
     TeacherConfig,
-    VllmTeacherConfig,
 )
 from raydistill.conversations.records import ConversationalQuery, Turn
 from raydistill.errors import DataError, TeacherError
@@ -33,6 +31,7 @@ from raydistill.storage.parts import Part
 from raydistill.teachers.cache import EngineIdentity, GenerationCache
 from raydistill.teachers.engine import Failure
 from raydistill.teachers.engines import check_prompts, engine_identity, open_rewriter
+from raydistill.teachers.places import group_name, held_places
 from raydistill.teachers.recorded import RecordedRewrites, known_nothing, recorded_rewrites
 from raydistill.teachers.rewriting import (
     Rewrite,
@@ -167,7 +166,7 @@ def _generated_parts(
     parts = {name: finished[name] for name in (_part_name(*each) for each in ranges) if name in finished}
     with track(f"teach {teacher.name}", len(queries), "turns") as advance:
         advance(sum(part.rows for part in parts.values()))
-        with _places(teacher, len(specs), artifact):
+        with held_places(teacher, len(specs), artifact):
             for receipt in map_shards(specs, RewriteWorker, arguments, teacher.workers, f"teachers[{teacher.name}]"):
                 part = Part.from_json(receipt)
                 parts[part.name] = part
@@ -200,26 +199,7 @@ class RewriteWorker:
     def _rewriter(self) -> Rewriter:
         # Not in the constructor: an error of a Ray actor's constructor does not reach the driver as a sentence.
         cache = GenerationCache(self._artifact.root, self._identity)
-        return open_rewriter(self._teacher, cache, _group_name(self._artifact))
-
-
-@contextmanager
-def _places(teacher: GeneratingTeacherConfig, tasks: int, artifact: Artifact) -> Iterator[None]:
-    """Check that engines with placement groups of their own find room, and remove the groups whatever happens."""
-    if not isinstance(teacher, VllmTeacherConfig) or not tasks:
-        yield
-        return
-    from raydistill.teachers.engine_actor import remove_groups, require_places
-
-    require_places(min(teacher.workers.actors, tasks), teacher.tensor_parallel_size, teacher.name)
-    try:
-        yield
-    finally:
-        remove_groups(_group_name(artifact))
-
-
-def _group_name(artifact: Artifact) -> str:
-    return f"{artifact.name}-{artifact.fingerprint[:16]}"
+        return open_rewriter(self._teacher, cache, group_name(self._artifact))
 
 
 def _spec(
