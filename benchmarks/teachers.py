@@ -32,6 +32,14 @@ SMALL = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, 
 TASKS = 10
 WAIT_S, IN_FLIGHT, WAITED_EACH = 1.0, 4, 100
 REPLICAS = (1, 2, 4, 8)
+# What is measured: its name, the function, threads to compute with, actors of a pool.
+MEASURED: tuple[tuple[str, str, int, int | None], ...] = (
+    ("habit", "habit", 2, None),
+    ("bare", "bare", 2, None),
+    ("pool", "pool", 2, 1),
+    ("pool, 1 thread", "pool", 1, 1),
+    ("pool, 2 actors of 1 thread", "pool", 1, 2),
+)
 PACKAGES = ("raydistill", "ray", "torch", "transformers", "tokenizers")
 
 
@@ -45,43 +53,54 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        _call("prepare", 2, folder=str(folder), data=str(options.data), prompts=options.prompts)
-        found = {name: _call(name, 2, folder=str(folder)) for name in ("habit", "bare")}
-        same = _same(found["habit"].pop("texts"), found["bare"].pop("texts"))
-        found |= {
-            name: _call("pool", threads, folder=str(folder), actors=actors, threads=threads)
-            for name, actors, threads in (("pool", 1, 2), ("pool, 1 thread", 1, 1), ("pool, 2 actors of 1 thread", 2, 1))
-        }
-        result = {
+        parameters = _call("prepare", 2, folder=str(folder), data=str(options.data), prompts=options.prompts)
+        result: dict[str, Any] = {
             "machine": machine(),
             "versions": {name: version(name) for name in PACKAGES},
-            "settings": {"prompts": options.prompts, "new_tokens": NEW_TOKENS, "tasks": TASKS},
-            "measured": found,
-            "same_answers": same,
-            "ratios": {
-                "bare against the habit": _ratio(found, "bare", "habit"),
-                "pool against bare": _ratio(found, "pool", "bare"),
-                "two actors against one": _ratio(found, "pool, 2 actors of 1 thread", "pool, 1 thread"),
+            "settings": {
+                "prompts": options.prompts,
+                "new_tokens": NEW_TOKENS,
+                "tasks": TASKS,
+                "model_parameters": parameters,
             },
+            "measured": {},
         }
-        for name, each in found.items():
-            print(f"{name:28}{each['prompts_per_second']:8.2f} prompts/s")
+        found = result["measured"]
+        for name, which, threads, actors in MEASURED:
+            arguments = {} if actors is None else {"actors": actors, "threads": threads}
+            found[name] = _call(which, threads, folder=str(folder), **arguments)
+            print(f"{name:28}{found[name]['prompts_per_second']:8.2f} prompts/s", flush=True)
+            _store(result, options.out)
+        result["same_answers"] = _same(found["habit"].pop("texts"), found["bare"].pop("texts"))
+        result["ratios"] = {
+            "bare against the habit": _ratio(found, "bare", "habit"),
+            "pool against bare": _ratio(found, "pool", "bare"),
+            "two actors against one": _ratio(found, "pool, 2 actors of 1 thread", "pool, 1 thread"),
+        }
         for name, ratio in result["ratios"].items():
             print(f"{name:28}{ratio:8.2f}")
-        print(f"{same:.1%} of the answers of habit and bare are the same", flush=True)
+        print(f"{result['same_answers']:.1%} of the answers of habit and bare are the same", flush=True)
+        _store(result, options.out)
         if not options.without_waiting:
-            waited = {str(n): _call("waiting", 1, folder=str(folder), actors=n) for n in REPLICAS}
-            single = waited["1"]["answers_per_second"]
-            for name, each in waited.items():
-                each["efficiency"] = each["answers_per_second"] / (int(name) * single)
-                print(
-                    f"{name} waiting actors: {each['answers_per_second']:.2f} answers/s, efficiency {each['efficiency']:.3f}"
-                )
+            waited: dict[str, Any] = {}
             result["waiting"] = {"seconds": WAIT_S, "in_flight": IN_FLIGHT, "replicas": waited}
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+            for number in REPLICAS:
+                each = waited[str(number)] = _call("waiting", 1, folder=str(folder), actors=number)
+                each["efficiency"] = each["answers_per_second"] / (number * waited["1"]["answers_per_second"])
+                print(
+                    f"{number} waiting actors: {each['answers_per_second']:.2f} answers/s, "
+                    f"efficiency {each['efficiency']:.3f}",
+                    flush=True,
+                )
+            _store(result, options.out)
     return 0
+
+
+def _store(result: dict[str, Any], out: Path | None) -> None:
+    """Write what is measured so far: a run takes an hour and may be cut short."""
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _ratio(found: dict[str, Any], one: str, other: str) -> float:
