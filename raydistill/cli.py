@@ -17,6 +17,7 @@ from raydistill.cli_exchange import add_exchange_commands
 from raydistill.cli_inspect import add_inspect_command
 from raydistill.cli_synthesis import add_synthesize_command
 from raydistill.cli_teachers import add_teacher_commands
+from raydistill.cli_track import add_track_command
 from raydistill.cli_upkeep import add_upkeep_commands
 from raydistill.config_loading import load_config
 from raydistill.errors import ConfigError, RaydistillError
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(command=_run_demo)
     add_compare_command(commands)
+    add_track_command(commands)
     add_inspect_command(commands)
     add_teacher_commands(commands)
     add_exchange_commands(commands)

@@ -58,6 +58,7 @@ TOP = {
     "cli_exchange",
     "cli_inspect",
     "cli_synthesis",
+    "cli_track",
     "cli_teachers",
     "cli_upkeep",
     "cli_writer",

@@ -102,7 +102,10 @@ def test_the_best_validation_becomes_the_student_and_starts_the_next_one(
     np.testing.assert_allclose(again.encode_queries(texts).to_dense(), loaded.encode_queries(texts).to_dense(), atol=1e-5)
 
 
-def test_a_logger_that_is_not_installed_is_found_before_any_worker_starts(mined: Mined, tiny_encoder: str) -> None:
+def test_a_logger_that_is_not_installed_is_found_before_any_worker_starts(
+    mined: Mined, tiny_encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raydistill.distill.loggers.find_spec", lambda name: None if name == "wandb" else name)
     with pytest.raises(ConfigError, match=r"train\.loggers\.wandb needs the package wandb"):
         train(config(mined, tiny_encoder, loggers={"wandb": "project"}), *mined)
 

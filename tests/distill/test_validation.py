@@ -13,6 +13,7 @@ import pytest
 from raydistill.config import LoggersConfig, MlflowConfig, ValidationConfig
 from raydistill.config_loading import validated
 from raydistill.conversations.records import Conversation, ConversationSet, Turn
+from raydistill.distill import loggers
 from raydistill.distill.loggers import Remote, check_loggers, log_record, open_loggers
 from raydistill.distill.validation import Progress, Validator
 from raydistill.encoders.batch import SparseBatch
@@ -22,6 +23,7 @@ from raydistill.index.publish import IndexVersion
 from raydistill.index.search import open_searcher
 from raydistill.storage.artifacts import Artifact
 from tests.distill.conftest import TERMS
+from tests.event_files import scalars
 
 Mined = tuple[Artifact, IndexVersion]
 
@@ -70,29 +72,50 @@ def test_the_best_step_is_the_first_of_the_highest_and_patience_counts_from_it()
 
 
 def test_tensorboard_receives_every_number_of_a_record(tmp_path: Path) -> None:
-    from tensorboardX.proto.event_pb2 import Event
-
-    loggers = open_loggers(LoggersConfig(tensorboard=True), "run", "f" * 16, {}, tmp_path)
-    log_record(loggers, {"step": 3, "loss": 0.5, "epoch": 1, "advice": "a sentence"}, "train")
-    for logger in loggers:
-        logger.close()
-    content = next(tmp_path.glob("events.*")).read_bytes()
-    found = {}
-    while content:
-        size = int.from_bytes(content[:8], "little")
-        event = Event.FromString(content[12 : 12 + size])
-        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
-        content = content[12 + size + 4 :]
-    assert found == {("train/loss", 3): 0.5, ("train/epoch", 3): 1.0}
+    opened = open_loggers(LoggersConfig(tensorboard=True), "run", "f" * 16, {}, tmp_path)
+    log_record(opened, {"step": 3, "loss": 0.5, "epoch": 1, "advice": "a sentence"}, "train")
+    for each in opened:
+        each.close()
+    assert scalars(tmp_path) == {("train/loss", 3): 0.5, ("train/epoch", 3): 1.0}
 
 
-@pytest.mark.skipif(find_spec("wandb") is not None or find_spec("mlflow") is not None, reason="the packages are installed")
-def test_a_logger_that_is_not_installed_is_refused_with_what_to_do() -> None:
+def test_a_logger_that_is_not_installed_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None if name in ("wandb", "mlflow") else find_spec(name))
     check_loggers(LoggersConfig(tensorboard=True))
     with pytest.raises(ConfigError, match=r"train\.loggers\.wandb needs the package wandb.*pip install wandb"):
         check_loggers(LoggersConfig(wandb="project"))
     with pytest.raises(ConfigError, match=r"train\.loggers\.mlflow needs the package mlflow.*to null"):
         check_loggers(LoggersConfig(mlflow=MlflowConfig(uri="file:///x", experiment="e")))
+
+
+def test_mlflow_receives_settings_and_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="pip install mlflow-skinny")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = f"file://{tmp_path}"
+    config = LoggersConfig(mlflow=MlflowConfig(uri=uri, experiment="e"))
+    opened = open_loggers(config, "run", "f" * 16, {"epochs": 2.0}, tmp_path)
+    log_record(opened, {"step": 3, "loss": 0.5}, "train")
+    log_record(opened, {"step": 4, "nDCG@10": 0.25}, "validation")
+    for each in opened:
+        each.close()
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    [run] = client.search_runs([client.get_experiment_by_name("e").experiment_id])
+    assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
+    assert run.data.params == {"epochs": "2.0"}
+    assert run.data.metrics == {"train/loss": 0.5, "validation/nDCG_at_10": 0.25}
+    assert [each.step for each in client.get_metric_history(run.info.run_id, "train/loss")] == [3]
+
+
+def test_wandb_receives_every_number_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="pip install wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    opened = open_loggers(LoggersConfig(wandb="project"), "run", "f" * 16, {"epochs": 2.0}, tmp_path)
+    log_record(opened, {"step": 3, "loss": 0.5}, "train")
+    for each in opened:
+        each.close()
+    [stored] = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert all(text in stored.read_bytes() for text in (b"train/loss", b"epochs", b"f" * 16))
 
 
 @pytest.mark.parametrize("uri", ["https://me:secret@mlflow.example.org", "http://token@127.0.0.1:5000/x"])
