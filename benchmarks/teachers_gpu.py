@@ -58,9 +58,9 @@ def main() -> int:
         result |= {"parameters": parameters, "product_tflops": _product_rate()}
         print(f"{parameters / 1e9:.2f} G parameters, a large product runs at {result['product_tflops']:.0f} TFLOP/s")
         print(f"{'':24}{'prompts/s':>10}{'against':>9}{'tokens/s':>10}{'busy':>7}{'of the product rate':>21}", flush=True)
-        answers = _measured(result, HABIT, lambda: teachers.habit(folder, "cuda"), options.out, None)
+        answers = _measured(result, HABIT, lambda: teachers.habit(folder, device="cuda"), options.out, None)
         for bound in options.batch_tokens:
-            run = partial(teachers.bare, folder, "cuda", bound)
+            run = partial(teachers.bare, folder, device="cuda", batch_tokens=bound)
             _measured(result, f"engine, {bound} tokens", run, options.out, answers)
     return 0
 

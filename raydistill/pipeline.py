@@ -62,8 +62,10 @@ def run(config: DistillConfig, until: str = "evaluate", dry_run: bool = False) -
         return
     with writing(config.root, config.single_writer, f"run {config.run}"):
         chain.record_config()
-        connect(config.ray)
-        chain.check_resources(until)
+        # A finished run only writes its report again, on any machine and at once.
+        if not chain.is_finished(until):
+            connect(config.ray)
+            chain.check_resources(until)
         getattr(chain, until)()
 
 
@@ -89,6 +91,12 @@ class Chain:
         """Whether a stage up to one has candidates left to score."""
         scores = {name for name in self.stage_names(until) if name.partition(" ")[0] == "score"}
         return bool(scores - set(self.finished_stages()))
+
+    def is_finished(self, until: str) -> bool:
+        """Whether everything that a stage needs, and the stage itself, is made."""
+        needed = self._needed(until)
+        names = {name for name in self.stage_names(until) if name.partition(" round ")[0] in needed}
+        return names <= set(self.finished_stages())
 
     def check_resources(self, until: str) -> None:
         """Raise ResourceError when the connected cluster can never hold the workers of a stage up to `until`."""

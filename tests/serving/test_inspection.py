@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from raydistill.config import ServeConfig
 from raydistill.config_loading import load_config
 from raydistill.inspector import RunTurns
 from raydistill.serving.client import SearchClient
+from tests.headless import headless_chromium
 from tests.serving.conftest import World
 from tests.serving.inspected_run import CONVERSATION, MARKUP, asked, looked, views, write_run
 
@@ -103,21 +103,8 @@ def test_what_cannot_be_looked_at_is_refused_with_the_reason(inspected, body, st
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Headless Chromium with an empty profile, or a skip with the reason."""
-    binary, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.skip("needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"):
-        options.add_argument(flag)
-    options.add_argument("--window-size=1280,1000")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield started
-    started.quit()
+    with headless_chromium() as started:
+        yield started
 
 
 @pytest.fixture
