@@ -60,7 +60,7 @@ def _measure(name: str, overrides: list[str]) -> dict[str, Any]:
     from raydistill.config import SpendConfig
     from raydistill.config_loading import load_config
     from raydistill.pipeline import Chain
-    from raydistill.teachers.pool import rewrite_texts
+    from raydistill.teachers.rewriting import rewrite_texts
     from raydistill.teachers.spending import Decision, decide, disagreements
 
     with tempfile.TemporaryDirectory() as root:

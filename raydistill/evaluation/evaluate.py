@@ -3,7 +3,8 @@
 Actors encode and search (one query at a time, so that latencies are a single query's) and store Parquet parts; the driver
 reads the parts, computes the metrics (`summary`) and commits one artifact of kind "evaluation" with the parts
 
-    {first}-{stop}            Parquet: system, query_id, passages, scores, terms, flops, encode_ms, search_ms
+    {first}-{stop}            Parquet: system, query_id, passages, scores, terms, flops, postings,
+                              encode_ms, search_ms
     rerank-{first}-{stop}     the same of the student's second stage, where evaluate.rerank asks for one
     run-{number}-{system}     TREC run of one system
     qrels                     TREC qrels of the judged turns
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from raydistill.actor_pool import map_shards
 from raydistill.config import DistillConfig, RerankConfig, SeismicEngine
@@ -48,7 +50,7 @@ from raydistill.storage.parts import Part
 from raydistill.teachers.engine import Failure
 
 KIND = "evaluation"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 LAST_TURN = "last turn"
 USER_TURNS = "all user turns"
@@ -308,11 +310,16 @@ def _results(
                 texts=system.texts,
                 terms=np.array([row["terms"] for row in found], dtype=np.int64),
                 flops=np.array([row["flops"] for row in found], dtype=np.float64),
+                postings=_postings([row["postings"] for row in found]),
                 encode_ms=np.array([row["encode_ms"] for row in found], dtype=np.float64),
                 search_ms=np.array([row["search_ms"] for row in found], dtype=np.float64),
             )
         )
     return results
+
+
+def _postings(counts: list[int | None]) -> NDArray[np.int64] | None:
+    return None if None in counts else np.array(counts, dtype=np.int64)
 
 
 def _commit(

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from raydistill.config import DocumentsConfig, SearchEngine, SeismicEngine, StudentConfig
 from raydistill.conversations.text import student_text
+from raydistill.encoders.batch import SparseBatch
 from raydistill.encoders.documents import load_document_encoder
 from raydistill.encoders.interface import SparseEncoder
 from raydistill.evaluation.sparsity import active_share, query_flops
@@ -36,6 +37,7 @@ PART_SCHEMA = pa.schema(
         ("scores", pa.list_(pa.float32())),
         ("terms", pa.int32()),
         ("flops", pa.float64()),
+        ("postings", pa.int64()),
         ("encode_ms", pa.float64()),
         ("search_ms", pa.float64()),
     ]
@@ -105,9 +107,18 @@ class QueryWorker:
             "scores": found.scores[0, :hits].tolist(),
             "terms": int(vector.lengths()[0]),
             "flops": float(query_flops(vector, self._passage_share)[0]),
+            "postings": self._postings(vector),
             "encode_ms": (encoded - start) * 1e3,
             "search_ms": (searched - encoded) * 1e3,
         }
+
+    def _postings(self, vector: SparseBatch) -> int | None:
+        """Return the entries of postings and forward vectors that a search reads; None for an engine that does not tell."""
+        if self._engine is not self._searcher:
+            return None
+        # A search of its own, so that counting is no part of the latency.
+        _, cost = self._searcher.measured_search(vector, self._depth)
+        return int(cost.postings[0] + cost.vector_entries[0])
 
 
 def passage_share(searcher: Searcher) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -26,7 +26,7 @@ def results_section(metrics: Metrics) -> str:
     """Return the main table: systems by measures with intervals, and what each costs."""
     measures = metrics["measures"]
     best = best_values(metrics)
-    head = ["System", *measures, "Judged@10", "FLOPS", "L0", "Encode ms", "Search ms"]
+    head = ["System", *measures, "Judged@10", "FLOPS", "L0", "Postings", "Encode ms", "Search ms"]
     rows = []
     for role, label in GROUPS:
         systems = systems_with_role(metrics, role)
@@ -38,7 +38,8 @@ def results_section(metrics: Metrics) -> str:
     text = (
         f"All systems search the same index. Means over {judged_text(metrics)}, with 95 % bootstrap intervals over turns "
         f"({metrics['samples']} resamples) below; best mean bold. Judged@10: share of the top 10 that annotators judged. "
-        "FLOPS: expected terms shared with a random passage. L0: active terms a query. Latency: p50, with p99 below."
+        "FLOPS: expected terms shared with a random passage. L0: active terms a query. Postings: entries that "
+        "a search reads. Latency: p50, with p99 below."
     )
     return page.section("Results", page.table(head, rows), f'<p class="soft">{escape(note)}</p>' if note else "", text=text)
 
@@ -53,6 +54,8 @@ def _system_row(system: Mapping[str, Any], measures: Sequence[str], best: Mappin
     cells.append(page.cell(f"{system['judged']:.0%}"))
     cells.append(page.cell(f"{system['flops']['mean']:.2f}", range_text(system["flops"], 2)))
     cells.append(page.cell(f"{system['terms']['mean']:.1f}", range_text(system["terms"], 1)))
+    postings = system["postings"]
+    cells.append(page.cell(f"{postings['mean']:,.0f}", range_text(postings, 0)) if postings else page.cell("–"))
     for name in ("encode_ms", "search_ms"):
         cells.append(page.cell(f"{system[name]['p50']:.1f}", f"{system[name]['p99']:.1f}"))
     return page.row(system["name"], cells, "student" if system["role"] == "student" else "")

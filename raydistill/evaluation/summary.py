@@ -2,12 +2,13 @@
 
 Pure: the Ray stage that retrieves is `evaluate`, the page that shows the numbers is `report`. The structure:
 
-    format          1
+    format          2
     queries         judged turns measured; `left_out`: turns of the test conversations without judgement
     depth           passages retrieved a query; `samples`, `seed`, `confidence`: of the bootstrap
     measures        names; the first is the one that best and worst are chosen by
     systems         a list of {name, role, measures {name: {mean, low, high}}, judged, terms {mean, low, high},
-                    flops {…}, encode_ms {p50, p99}, search_ms {…}, total_ms {…}, missing [query ids], by_depth [...]}
+                    flops {…}, postings {…} or null, encode_ms {p50, p99}, search_ms {…}, total_ms {…},
+                    missing [query ids], by_depth [...]}
                     by_depth: {label, first, last, queries, measures {name: {mean, low, high}}, terms, flops}
     comparisons     student against each other system and measure: {system, measure, difference {mean, low, high},
                     p_value, p_holm (corrected over the systems of a measure), wins, losses}
@@ -36,7 +37,7 @@ from raydistill.evaluation.slices import slices
 Role = Literal["baseline", "teacher", "student", "reranked"]
 Metrics = dict[str, Any]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIDENCE = 0.95
 _EXAMPLES = 5
 _AGREEMENT_DEPTH = 10
@@ -52,6 +53,8 @@ class SystemResult:
         texts: the text that was encoded for each query.
         terms: int64 [Q], active terms of the query vector (L0).
         flops: float64 [Q], expected number of terms shared with a random passage (see `sparsity.query_flops`).
+        postings: int64 [Q], entries of postings and of forward vectors that the search read; None where an engine does not
+            tell. A second stage's are those of the first.
         encode_ms, search_ms: float64 [Q], wall time of the query alone, in milliseconds; a second stage's is in search_ms.
     """
 
@@ -61,6 +64,7 @@ class SystemResult:
     texts: Sequence[str]
     terms: NDArray[np.int64]
     flops: NDArray[np.float64]
+    postings: NDArray[np.int64] | None
     encode_ms: NDArray[np.float64]
     search_ms: NDArray[np.float64]
 
@@ -131,6 +135,7 @@ def _system(
         "judged": judged_share(result.run, qrels, _AGREEMENT_DEPTH),
         "terms": _interval(result.terms, config),
         "flops": _interval(result.flops, config),
+        "postings": None if result.postings is None else _interval(result.postings, config),
         "encode_ms": _percentiles(result.encode_ms),
         "search_ms": _percentiles(result.search_ms),
         "total_ms": _percentiles(result.encode_ms + result.search_ms),

@@ -97,6 +97,7 @@ def _of_report(document: Mapping[str, Any], identity: str, files: Mapping[str, b
             **{name: value["mean"] for name, value in system["measures"].items()},
             "FLOPS": system["flops"]["mean"],
             "L0": system["terms"]["mean"],
+            **({"postings": system["postings"]["mean"]} if system.get("postings") else {}),
             "judged share": system["judged"],
             "missing": float(len(system["missing"])),
             **{

@@ -39,7 +39,7 @@ def made_result(name: str, role: Role, skill: float, terms: int, queries: list[C
     lengths = np.array([terms + query.depth for query in queries], dtype=np.int64)
     times = draw.gamma(2.0, 1.0, len(queries))
     texts = [f"{name} on {query.question}" for query in queries]
-    return SystemResult(name, role, Run(name, rankings), texts, lengths, lengths * 0.05, times, times / 2)
+    return SystemResult(name, role, Run(name, rankings), texts, lengths, lengths * 0.05, lengths * 40, times, times / 2)
 
 
 @pytest.fixture(scope="session")

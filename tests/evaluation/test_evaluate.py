@@ -170,6 +170,8 @@ def test_flops_and_terms_are_those_of_the_vectors(evaluation: Artifact, world: W
     system = load_metrics(evaluation)["systems"][0]
     assert system["flops"]["mean"] == pytest.approx(shared.mean())
     assert system["terms"]["mean"] == pytest.approx(queries.sum(axis=1).mean())
+    # An exhaustive search reads every posting of the query's terms.
+    assert 0 < system["postings"]["mean"] <= shared.sum(axis=1).mean()
 
 
 def test_the_student_reads_the_conversation_newest_first(evaluation: Artifact, world: World) -> None:
@@ -268,6 +270,7 @@ def test_a_second_stage_is_a_row_of_its_own_beside_the_first(evaluation: Artifac
         assert one["measures"] == other["measures"]
     first, last = after[-2], after[-1]
     assert (last["role"], last["flops"], last["terms"]) == ("reranked", first["flops"], first["terms"])
+    assert last["postings"] == first["postings"]
     assert last["total_ms"]["p50"] > first["total_ms"]["p50"]
     assert "student, reranked" in {each["system"] for each in metrics["comparisons"]}
     assert "student, reranked" in build_report(config, metrics).html

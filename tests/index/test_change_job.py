@@ -243,7 +243,7 @@ def test_a_splade_index_after_changes_equals_one_built_of_what_it_holds(tmp_path
 
 def test_build_and_compaction_give_the_same_bytes_by_any_number_of_workers(tmp_path, minilm):
     made = []
-    for actors in (1, 2, 4):
+    for actors in (1, 3):
         (tmp_path / str(actors)).mkdir()
         workers = PoolConfig(actors=actors, cpus=0.4)
         world = World(tmp_path / str(actors), minilm, impacts="f16", passages_per_segment=8, workers=workers)
@@ -255,7 +255,7 @@ def test_build_and_compaction_give_the_same_bytes_by_any_number_of_workers(tmp_p
         assert len(after.segments) < len(before.segments)
         assert results(after, world) == results(before, world)
         made.append([[segment.sha256 for segment in version.segments] for version in (before, after)])
-    assert made[0] == made[1] == made[2]
+    assert made[0] == made[1]
 
 
 def test_a_compaction_that_was_interrupted_goes_on_where_it_was(world, monkeypatch):

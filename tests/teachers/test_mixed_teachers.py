@@ -63,12 +63,12 @@ def test_two_kinds_of_models_and_recorded_rewrites_teach_in_one_run(
     domain = shared_data / "mtrag" / "clapnq"
     questions = part_of_clapnq(domain, tmp_path)
     sonnet = {row["_id"]: row["text"] for row in lines(domain / "rewrites" / "sonnet.jsonl")}
-    by_question = {question: sonnet[name] for name, question in questions.items() if name in sonnet}
+    by_question = {" ".join(question.split()): sonnet[name] for name, question in questions.items() if name in sonnet}
 
     def answer(prompt: str, _: int) -> Any:
-        """Say what the recorded model said of the question that the prompt ends with."""
-        asked = max(by_question, key=lambda question: (prompt.rfind(question), len(question)))
-        return said(by_question[asked])
+        """Say what the recorded model said of the question that the prompt ends with: its last line of a user."""
+        asked = next(line for line in reversed(prompt.splitlines()) if line.casefold().startswith("user: "))
+        return said(by_question[" ".join(asked.split()[1:])])
 
     source = {"conversations": str(tmp_path / "conversations.jsonl"), "qrels": str(tmp_path / "qrels.tsv")}
     with serving(answer) as endpoint:
