@@ -46,14 +46,14 @@ figcaption{font-size:13px;line-height:1.4;margin:1px 0 10px}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:10px;margin:10px 0 0}
 figure .scroll{border:0;margin:0;border-radius:0}
 table{border-collapse:collapse;width:100%;font-size:14px}
-th,td{padding:7px 12px;text-align:right;vertical-align:baseline;border-top:1px solid var(--grid);white-space:nowrap}
+th,td{padding:7px 9px;text-align:right;vertical-align:baseline;border-top:1px solid var(--grid);white-space:nowrap}
 thead th{border-top:0;color:var(--soft);font-weight:500;font-size:13px;vertical-align:bottom;white-space:normal}
 th:first-child{text-align:left;position:sticky;left:0;background:var(--card);z-index:1;white-space:normal;min-width:118px;overflow-wrap:anywhere}
 tbody th{font-weight:500}
 tr.student th,tr.student td{background:var(--mark)}
 tr.student th{font-weight:650}
 tr.group th{color:var(--soft);font-size:12.5px;padding-bottom:3px;font-weight:500;white-space:nowrap}
-tr.group span{position:sticky;left:12px}
+tr.group span{position:sticky;left:9px}
 td small{display:block;color:var(--soft);font-size:11.5px;line-height:1.3}
 td.best{font-weight:700}td.best small{font-weight:400}
 td.left,th.left{text-align:left}

@@ -55,7 +55,7 @@ def _system_row(system: Mapping[str, Any], measures: Sequence[str], best: Mappin
     cells.append(page.cell(f"{system['flops']['mean']:.2f}", range_text(system["flops"], 2)))
     cells.append(page.cell(f"{system['terms']['mean']:.1f}", range_text(system["terms"], 1)))
     postings = system["postings"]
-    cells.append(page.cell(f"{postings['mean']:,.0f}", range_text(postings, 0)) if postings else page.cell("–"))
+    cells.append(page.cell(f"{postings['mean']:,.0f}" if postings else "–"))
     for name in ("encode_ms", "search_ms"):
         cells.append(page.cell(f"{system[name]['p50']:.1f}", f"{system[name]['p99']:.1f}"))
     return page.row(system["name"], cells, "student" if system["role"] == "student" else "")

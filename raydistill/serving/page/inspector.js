@@ -5,6 +5,7 @@ const FIRST_TERMS = 30;
 const hidden = new Set();
 let turns = new Map(), typing = 0;
 
+const counted = (number, noun) => `${number} ${noun}${number === 1 ? '' : 's'}`;
 function make(tag, style, text) {
   const node = document.createElement(tag);
   if (style) node.className = style;
@@ -65,7 +66,7 @@ function show(found) {
   }));
   const grades = Object.values(found.grades).filter(grade => grade > 0).length;
   if (found.query_id !== 'typed') {
-    $('conversation').append(make('p', 'numbers', `${found.query_id}: ` + (grades ? `${grades} relevant passages` : 'not judged')));
+    $('conversation').append(make('p', 'numbers', `${found.query_id}: ` + (grades ? counted(grades, 'relevant passage') : 'not judged')));
   }
   const students = found.views.filter(is_student), others = found.views.filter(view => !is_student(view));
   const order = [...students, ...others];
@@ -90,7 +91,7 @@ function card(view, said, judged) {
   node.dataset.name = view.name;
   node.hidden = hidden.has(view.name);
   node.append(make('h2', '', view.name));
-  let head = `${view.terms.length} terms`;
+  let head = counted(view.terms.length, 'term');
   if (judged) head += view.first_relevant ? `, first relevant at ${view.first_relevant}` : `, nothing relevant in the top ${view.depth}`;
   node.append(make('p', 'head', head));
   if (view.note) node.append(make('p', 'bad', `no rewrite (${view.note}); the last utterance stands in`));
@@ -113,7 +114,7 @@ function card(view, said, judged) {
   return node;
 }
 function more_terms(list, number) {
-  const item = make('li'), button = make('button', 'small', `${number} lighter terms`);
+  const item = make('li'), button = make('button', 'small', counted(number, 'lighter term'));
   button.type = 'button';
   button.addEventListener('click', () => {
     list.querySelectorAll('.term').forEach(term => { term.hidden = false; });
