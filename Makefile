@@ -13,7 +13,7 @@ test: install-dev
 	$(BIN)/ruff check raydistill jobs tests benchmarks
 	$(BIN)/ruff format --check raydistill jobs tests benchmarks
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" --durations=15
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" --durations=40
 
 lint: install-dev
 	$(BIN)/ruff check --fix raydistill jobs tests benchmarks
