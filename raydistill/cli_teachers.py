@@ -66,10 +66,13 @@ def _ablate(options: argparse.Namespace) -> int:
         candidates, index = chain.mined(options.turns), chain.index()
         config = chain.config
         found = ablation(candidates, index, chain.inputs.taught()[options.turns].qrels, config.evaluate)
-        origin = {"run": config.run, "turns": options.turns, "candidates": candidates.uri, "top_k": config.score.top_k}
+        origin = {"run": config.run, "fingerprint": chain.fingerprint, "turns": options.turns}
+        origin |= {"candidates": candidates.uri, "top_k": config.score.top_k}
         store, name = open_store(config.root), f"{chain.prefix}/ablation-{options.turns}"
         store.replace(f"{name}.json", comparison_json(found, origin))
         store.replace(f"{name}.html", comparison_page(found, f"Teachers of {config.run}, {options.turns} turns", EXPLAINED))
+        if options.turns == "test" and chain.is_finished("evaluate"):
+            chain.evaluate()  # is done: its report is written anew, with what was found here
     console = output_console()
     console.print(console_table(found, f"{found.queries} judged turns, against the best teacher"))
     console.print(f"report   {store.root}/{name}.html", soft_wrap=True, highlight=False)

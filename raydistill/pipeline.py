@@ -23,7 +23,7 @@ from raydistill.errors import ConfigError
 from raydistill.index.publish import IndexVersion
 from raydistill.inputs import RunInputs
 from raydistill.preflight import check_endpoints, check_inputs, check_scoring_endpoints, check_workers
-from raydistill.progress import output_console
+from raydistill.run_report import write_report
 from raydistill.storage.artifacts import Artifact, fingerprint
 from raydistill.storage.lease import writing
 from raydistill.storage.store import open_store
@@ -280,7 +280,7 @@ class Chain:
         evaluation = self._stage(
             "evaluate", lambda: planned.find_manifest() is not None, lambda: evaluate(self.settled, *inputs)
         )
-        self._report(evaluation, student)
+        write_report(self, evaluation, student)
         return evaluation
 
     def stage_names(self, until: str) -> list[str]:
@@ -391,18 +391,3 @@ class Chain:
         # A run that was once asked for more rounds leaves their records; they are no part of this one.
         records = sorted((one for one in records if one["stage"] in order), key=lambda one: order.index(one["stage"]))
         open_store(self.config.root).replace(f"{self.prefix}/stages.json", json.dumps(records, indent=1).encode())
-
-    def _report(self, evaluation: Artifact, student: Artifact) -> None:
-        from raydistill.evaluation.evaluate import load_metrics
-        from raydistill.evaluation.report import build_report, console_table
-
-        metrics = load_metrics(evaluation)
-        curves, validation = self.training_curves()
-        report = build_report(self.config, metrics, curves, self.stage_records(), validation)
-        store = open_store(self.config.root)
-        store.replace(f"{self.prefix}/report.html", report.html.encode())
-        store.replace(f"{self.prefix}/report.json", report.json.encode())
-        console = output_console()
-        console.print(console_table(metrics))
-        console.print(f"report   {store.root}/{self.prefix}/report.html", soft_wrap=True, highlight=False)
-        console.print(f"student  {student.uri}", soft_wrap=True, highlight=False)

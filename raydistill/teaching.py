@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from raydistill.config import DistillConfig, GeneratingTeacherConfig, RecordedTeacherConfig, SpendConfig, TeacherConfig
 from raydistill.conversations.records import ConversationalQuery
@@ -46,6 +47,18 @@ def teach_all(config: DistillConfig, inputs: RunInputs) -> Rewrites:
             chooses = _chooser(config, asked, queries, turns, own)
             own[teacher.name] = teach(asked, queries, turns, config.root, _decided_by(asked, own), chooses)
     return {name: {each.name: own[each.name] for each in inputs.teachers_of(name)} for name, own in made.items()}
+
+
+def teaching_counts(rewrites: Rewrites) -> list[dict[str, Any]]:
+    """Return what the teachers did, one row a teacher and set: {teacher, set, engine, and every count of the rewrites: turns
+    (queries), failures by kind, cached, retried, tokens, and with a budget its decisions and estimates}."""
+    rows = []
+    for name, by_teacher in rewrites.items():
+        for teacher, artifact in by_teacher.items():
+            metadata = artifact.manifest().metadata
+            counts = {**metadata["counts"], **metadata.get("spend", {})}
+            rows.append({"teacher": teacher, "set": name, "engine": metadata["engine"], **counts})
+    return rows
 
 
 def _in_order(teachers: Sequence[TeacherConfig]) -> list[TeacherConfig]:

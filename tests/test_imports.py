@@ -49,6 +49,7 @@ TOP = {
     "pipeline",
     "inputs",
     "preflight",
+    "run_report",
     "plan",
     "teaching",
     "inspector",

@@ -3,7 +3,7 @@
 Actors encode and search (one query at a time, so that latencies are a single query's) and store Parquet parts; the driver
 reads the parts, computes the metrics (`summary`) and commits one artifact of kind "evaluation" with the parts
 
-    {first}-{stop}            Parquet: system, query_id, passages, scores, terms, flops, postings,
+    {first}-{stop}            Parquet: system, query_id, passages, scores, terms, flops, postings, cut,
                               encode_ms, search_ms
     rerank-{first}-{stop}     the same of the student's second stage, where evaluate.rerank asks for one
     run-{number}-{system}     TREC run of one system
@@ -310,7 +310,8 @@ def _results(
                 texts=system.texts,
                 terms=np.array([row["terms"] for row in found], dtype=np.int64),
                 flops=np.array([row["flops"] for row in found], dtype=np.float64),
-                postings=_postings([row["postings"] for row in found]),
+                postings=_all_known([row["postings"] for row in found]),
+                cut=_all_known([row["cut"] for row in found]),
                 encode_ms=np.array([row["encode_ms"] for row in found], dtype=np.float64),
                 search_ms=np.array([row["search_ms"] for row in found], dtype=np.float64),
             )
@@ -318,8 +319,9 @@ def _results(
     return results
 
 
-def _postings(counts: list[int | None]) -> NDArray[np.int64] | None:
-    return None if None in counts else np.array(counts, dtype=np.int64)
+def _all_known(values: list[Any]) -> NDArray[Any] | None:
+    """Return an array of one value a turn; None where a system has none."""
+    return None if None in values else np.array(values)
 
 
 def _commit(

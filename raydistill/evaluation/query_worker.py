@@ -38,6 +38,7 @@ PART_SCHEMA = pa.schema(
         ("terms", pa.int32()),
         ("flops", pa.float64()),
         ("postings", pa.int64()),
+        ("cut", pa.bool_()),
         ("encode_ms", pa.float64()),
         ("search_ms", pa.float64()),
     ]
@@ -72,7 +73,7 @@ class QueryWorker:
         self._documents = load_document_encoder(documents, student_config, index.open_statistics(), device)
         with tempfile.TemporaryDirectory() as folder:
             loaded = load_student(fetch_folder(student, Path(folder)), student_config.trust_remote_code)
-        self._student = loaded.encoder(device=device)
+        self._student, self._tokenizer = loaded.encoder(device=device), loaded.tokenizer
         self._text = student_config.text
         self._separator = loaded.tokenizer.sep_token or ""
         for encoder in (self._documents, self._student):  # compile and allocate before the first clock starts
@@ -92,7 +93,8 @@ class QueryWorker:
         if role == "student":
             question, history = json.loads(text)
             text = student_text(question, [(asked, answered) for asked, answered in history], self._text, self._separator)
-            return self._timed_row(self._student, text)
+            tokens = len(self._tokenizer(text, truncation=False, verbose=False)["input_ids"])
+            return {**self._timed_row(self._student, text), "cut": tokens > self._text.max_tokens}
         return self._timed_row(self._documents, text)
 
     def _timed_row(self, encoder: SparseEncoder, text: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from raydistill.evaluation.report_results import (
     signed_text,
 )
 from raydistill.evaluation.report_slices import slices_section
-from raydistill.evaluation.report_teachers import example_section, teacher_section
+from raydistill.evaluation.report_teachers import ablation_section, example_section, teacher_section
 from raydistill.evaluation.summary import Metrics, best_system, best_values, ordered_systems, systems_with_role
 from raydistill.evaluation.training_curves import training_figures, validation_figures
 
@@ -49,6 +49,8 @@ def build_report(
     stages: Sequence[Mapping[str, Any]] = (),
     validation: Sequence[Mapping[str, float]] = (),
     created: datetime | None = None,
+    teaching: Sequence[Mapping[str, Any]] = (),
+    ablation: Mapping[str, Any] | None = None,
 ) -> Report:
     """Return the report of a run.
 
@@ -60,6 +62,8 @@ def build_report(
             it took when it ran; empty leaves the timings out.
         validation: records {"step": ..., "nDCG@10": ..., "l0": ..., "flops": ...} of the validations on the way.
         created: time shown; now when None.
+        teaching: what the teachers did, see `teaching.teaching_counts`; empty leaves it out.
+        ablation: the content of `comparison_json` for the teachers of the test turns; None leaves it out.
     """
     moment = (created or datetime.now(timezone.utc)).astimezone(timezone.utc).isoformat(sep=" ", timespec="minutes")
     body = "\n".join(
@@ -72,7 +76,8 @@ def build_report(
             slices_section(metrics),
             page.section("Training", page.grid(training_figures(training, config.train.objective.part_names), small=True)),
             page.section("Validation", page.grid(validation_figures(validation), small=True)),
-            teacher_section(metrics),
+            teacher_section(metrics, teaching),
+            ablation_section(ablation),
             example_section(metrics),
             _stage_section(stages),
             _footer(config, metrics),
@@ -87,6 +92,8 @@ def build_report(
         "training": [dict(record) for record in training],
         "validation": [dict(record) for record in validation],
         "stages": [dict(stage) for stage in stages],
+        "teaching": [dict(row) for row in teaching],
+        "ablation": ablation,
     }
     return Report(page.page(f"{config.run} · raydistill", body), json.dumps(content, indent=1, ensure_ascii=False))
 

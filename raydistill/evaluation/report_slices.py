@@ -27,6 +27,16 @@ def slices_section(metrics: Metrics) -> str:
             page.table(["words", "turns", *names], [_row(group, names, measure) for group in found["history"]["groups"]]),
         )
     ]
+    if "reading" in found:
+        blocks.append(
+            page.figure(
+                f"{measure} by what the student read",
+                "Conversations that fit into the student's input, and those whose oldest turns were cut.",
+                page.table(
+                    ["conversation", "turns", *names], [_row(group, names, measure) for group in found["reading"]["groups"]]
+                ),
+            )
+        )
     if "topic" in found:
         blocks.append(
             page.figure(

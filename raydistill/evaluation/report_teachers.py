@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -10,9 +10,12 @@ from raydistill.evaluation import page
 from raydistill.evaluation.plots import Bar, bar_chart
 from raydistill.evaluation.summary import Metrics
 
+_SIGNIFICANT = 0.05
+_KINDS = {"teacher": "Single teachers", "combination": "All together", "left out": "All but one", "bound": "A bound"}
 
-def teacher_section(metrics: Metrics) -> str:
-    """Return how far teachers agree and how often they failed; nothing without teachers."""
+
+def teacher_section(metrics: Metrics, teaching: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return how far teachers agree, how often they failed and what they cost; nothing without teachers."""
     blocks = []
     agreement = metrics["teachers"]["agreement"]
     names = agreement["names"]
@@ -26,7 +29,57 @@ def teacher_section(metrics: Metrics) -> str:
     rewrites = metrics["teachers"]["rewrites"]
     if rewrites:
         blocks.append(page.figure("Failed rewrites", _failure_caption(rewrites), _failure_chart(rewrites)))
-    return page.section("Teachers", page.grid(blocks))
+    return page.section("Teachers", page.grid(blocks), _cost_table(teaching))
+
+
+def _cost_table(teaching: Sequence[Mapping[str, Any]]) -> str:
+    """Return what each teacher that generates was asked, for all turns together; nothing where all are recorded."""
+    columns = {
+        "turns": "queries",
+        "from the cache": "cached",
+        "asked again": "retried",
+        "failed": "failed",
+        "not asked: self-contained": "self_contained",
+        "over budget": "over_budget",
+        "prompt tokens": "prompt_tokens",
+        "new tokens": "generated_tokens",
+    }
+    rows = []
+    for teacher in dict.fromkeys(row["teacher"] for row in teaching if row["engine"] != "recorded"):
+        own = [row for row in teaching if row["teacher"] == teacher]
+        cells = [page.cell(f"{sum(row.get(name, 0) for row in own):,.0f}") for name in columns.values()]
+        dollars = sum(row.get("estimated_dollars", 0.0) for row in own)
+        rows.append(page.row(teacher, [*cells, page.cell(f"{dollars:,.2f}" if dollars else "–")]))
+    if not rows:
+        return ""
+    caption = (
+        "Training and test turns together. Tokens are those of all answers, cached ones too; the estimate is that of the "
+        "budget, before anything was asked."
+    )
+    return page.figure("What the teachers cost", caption, page.table(["teacher", *columns, "estimated $"], rows))
+
+
+def ablation_section(ablation: Mapping[str, Any] | None) -> str:
+    """Return what each teacher and each combination is worth on the test turns; nothing before `raydistill ablate`."""
+    if ablation is None:
+        return ""
+    measures = ablation["measures"]
+    rows = []
+    for kind in dict.fromkeys(row["kind"] for row in ablation["rows"]):
+        rows.append(page.group_row(_KINDS.get(kind, kind), 1 + len(measures)))
+        for row in (each for each in ablation["rows"] if each["kind"] == kind):
+            cells = []
+            for measure in measures:
+                value, against = row["measures"][measure], row["against"].get(measure, {})
+                star = "*" if against.get("p_holm", 1.0) < _SIGNIFICANT else ""
+                cells.append(page.cell(f"{value['mean']:.3f}{star}", f"{value['low']:.3f} to {value['high']:.3f}"))
+            rows.append(page.row(row["name"], cells))
+    baselines = ", ".join(f"{name} ({measure})" for measure, name in ablation["baseline"].items())
+    text = (
+        f"Every teacher alone, all together in several ways, and all but one, on {ablation['queries']} judged test turns. "
+        f"* differs from the best single teacher, {baselines}, at p < .05, corrected for all rows."
+    )
+    return page.section("What each teacher is worth", page.table(["", *measures], rows), text=text)
 
 
 def _heat_cell(share: float, same: bool) -> str:

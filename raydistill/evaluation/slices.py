@@ -1,12 +1,14 @@
-"""Effectiveness on parts of the turns: by how much was said before, by whether the topic changes, by conversation. Pure.
+"""Effectiveness on parts of the turns: by how much was said before, by whether the student read all of it, by whether the
+topic changes, by conversation. Pure.
 
 Added to the metrics (`summary`) as "slices", a list of
 
-    name      history, topic or conversation; topic only where the conversation files tell some
+    name      history, reading, topic or conversation; reading only with a student, topic only where the conversation
+              files tell some
     unit      what a label counts
     groups    a list of {label, queries, means {system {measure: mean}}}; those of history ascend, neighbours merged until
-              each holds at least five turns; topics are `TOPIC_LABELS`, as far as there are turns; conversations are in the
-              order in which their first judged turn comes
+              each holds at least five turns; readings are `READING_LABELS` and topics `TOPIC_LABELS`, as far as there are
+              turns; conversations are in the order in which their first judged turn comes
 """
 
 from __future__ import annotations
@@ -24,15 +26,19 @@ WORD_BOUNDS = (0, 50, 100, 200, 400, 800)
 """Upper bounds of words before the question; more than the last is a group of its own."""
 
 
+READING_LABELS = ("read whole", "cut")
 TOPIC_LABELS = ("first topic", "same topic", "new topic")
 
 
-def slices(queries: Sequence[ConversationalQuery], scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
+def slices(
+    queries: Sequence[ConversationalQuery], scores: Mapping[str, Scores], cut: NDArray[np.bool_] | None = None
+) -> list[dict[str, Any]]:
     """Return the slices of some turns.
 
     Args:
         queries: in the order of the scores' rows.
         scores: by system.
+        cut: bool [Q], whether the conversation was longer than the student reads; None without a student.
     """
     words = [history_words(query) for query in queries]
     numbers = np.searchsorted(WORD_BOUNDS, words, side="left")
@@ -42,6 +48,10 @@ def slices(queries: Sequence[ConversationalQuery], scores: Mapping[str, Scores])
         rows.setdefault(query.conversation_id, []).append(row)
     by_conversation = [_group(name, np.array(own, dtype=np.int64), scores) for name, own in rows.items()]
     made = [{"name": "history", "unit": "words before the question", "groups": by_words}]
+    if cut is not None:
+        of_reading = dict(zip(READING_LABELS, (np.flatnonzero(~cut), np.flatnonzero(cut)), strict=True))
+        by_reading = [_group(label, own, scores) for label, own in of_reading.items() if len(own)]
+        made.append({"name": "reading", "unit": "what the student read of the conversation", "groups": by_reading})
     labels = [topic_label(query) for query in queries]
     if any(labels):
         of_label = {label: np.flatnonzero([each == label for each in labels]) for label in TOPIC_LABELS}

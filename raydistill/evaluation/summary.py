@@ -55,6 +55,7 @@ class SystemResult:
         flops: float64 [Q], expected number of terms shared with a random passage (see `sparsity.query_flops`).
         postings: int64 [Q], entries of postings and of forward vectors that the search read; None where an engine does not
             tell. A second stage's are those of the first.
+        cut: bool [Q], whether the text was longer than the student reads; None for other systems.
         encode_ms, search_ms: float64 [Q], wall time of the query alone, in milliseconds; a second stage's is in search_ms.
     """
 
@@ -65,6 +66,7 @@ class SystemResult:
     terms: NDArray[np.int64]
     flops: NDArray[np.float64]
     postings: NDArray[np.int64] | None
+    cut: NDArray[np.bool_] | None
     encode_ms: NDArray[np.float64]
     search_ms: NDArray[np.float64]
 
@@ -109,7 +111,7 @@ def summarise(
         "measures": list(config.measures),
         "systems": [_system(result, scores[result.name], ordered, bins, config) for result in results],
         "comparisons": _comparisons(results, scores, config),
-        "slices": slices(queries, scores),
+        "slices": slices(queries, scores, next((each.cut for each in results if each.role == "student"), None)),
         "teachers": {
             "rewrites": {name: {"rows": each.rows, "failures": dict(each.failures)} for name, each in rewrites.items()},
             "agreement": _agreement(results, list(ordered)),

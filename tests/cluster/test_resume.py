@@ -54,6 +54,17 @@ def test_resubmitting_after_a_killed_driver_resumes_training_with_any_workers(tm
     for stage in ("teach", "index", "score", "train", "evaluate"):
         assert f"{stage}: done already" in third.stderr
 
+    # What the teachers are worth, once it is known, stands in the report of the finished run.
+    assert json.loads((root / "runs" / "small" / "report.json").read_text())["ablation"] is None
+    ablate = [*command[:3], "ablate", *command[4:]]
+    fourth = subprocess.run(
+        ablate, env=environment(), capture_output=True, text=True, timeout=200, cwd=tmp_path, check=False
+    )
+    assert fourth.returncode == 0, fourth.stderr[-3000:]
+    report = json.loads((root / "runs" / "small" / "report.json").read_text())
+    teachers = [row["name"] for row in report["ablation"]["rows"] if row["kind"] == "teacher"]
+    assert teachers == list(dict.fromkeys(row["teacher"] for row in report["teaching"]))
+
 
 def _records(root: Path) -> list[dict[str, float]]:
     paths = sorted(root.glob("runs/small/training/*/metrics/*.jsonl"))

@@ -37,9 +37,10 @@ def made_result(name: str, role: Role, skill: float, terms: int, queries: list[C
         order = [gold, *others] if draw.random() < skill else [*others, gold]
         rankings[query.query_id] = tuple((passage, 3.0 - rank) for rank, passage in enumerate(order))
     lengths = np.array([terms + query.depth for query in queries], dtype=np.int64)
+    cut = np.array([query.depth > 5 for query in queries]) if role == "student" else None
     times = draw.gamma(2.0, 1.0, len(queries))
     texts = [f"{name} on {query.question}" for query in queries]
-    return SystemResult(name, role, Run(name, rankings), texts, lengths, lengths * 0.05, lengths * 40, times, times / 2)
+    return SystemResult(name, role, Run(name, rankings), texts, lengths, lengths * 0.05, lengths * 40, cut, times, times / 2)
 
 
 @pytest.fixture(scope="session")

@@ -185,6 +185,8 @@ def test_the_student_reads_the_conversation_newest_first(evaluation: Artifact, w
     found = open_searcher(world.index).search(expected, 10)
     run = read_run(str(evaluation.fetch(evaluation.part("run-05-student"))))
     np.testing.assert_allclose([score for _, score in run.rankings["otter<::>2"]], found.scores[0], rtol=1e-4)
+    [reading] = [each for each in load_metrics(evaluation)["slices"] if each["name"] == "reading"]
+    assert [group["label"] for group in reading["groups"]] == ["read whole"], "all of it fits into the student's input"
 
 
 def test_a_second_call_computes_nothing(evaluation: Artifact, world: World) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from raydistill.config import DistillConfig
+from raydistill.config import DistillConfig, EvaluateConfig
+from raydistill.evaluation.comparison import compare_runs, comparison_json
 from raydistill.evaluation.report import build_report, console_table
+from raydistill.evaluation.runs import Run
 from raydistill.evaluation.summary import Metrics
 
 HOSTILE = "</svg></td><script>alert('x')</script><img src=x onerror=alert(1)>\"&'"
@@ -128,6 +130,32 @@ def test_numbers_of_the_metrics_are_on_the_page(html: str, make_metrics: Callabl
         "chatty 2",
     ):
         assert expected in text
+
+
+def test_what_teachers_cost_and_are_worth_is_shown_where_it_is_known(
+    make_config: Callable[..., DistillConfig], make_metrics: Callable[..., Metrics], html: str
+) -> None:
+    teaching = [
+        {"teacher": "big", "set": "train", "engine": "openai", "queries": 1200, "cached": 300, "prompt_tokens": 34567}
+        | {"retried": 7, "failed": 4, "generated_tokens": 8901, "over_budget": 11, "estimated_dollars": 2.5},
+        {"teacher": "big", "set": "test", "engine": "openai", "queries": 34, "prompt_tokens": 433},
+        {"teacher": "told", "set": "train", "engine": "recorded", "queries": 999},
+    ]
+    runs = [Run(name, {"q": ((passage, 1.0),)}) for name, passage in (("big", "d"), ("told", "e"), ("mean", "d"))]
+    kinds = {"big": "teacher", "told": "teacher", "mean": "combination"}
+    found = compare_runs(runs, {"q": {"d": 1}}, EvaluateConfig(measures=("RR",)), lambda *_: "big", kinds)
+    report = build_report(
+        make_config(), make_metrics(), created=WHEN, teaching=teaching, ablation=json.loads(comparison_json(found, {}))
+    )
+    text = " ".join(Elements(report.html).text)
+    for expected in ("1,234", "300", "35,000", "8,901", "11", "2.50", "What each teacher is worth", "All together", "0.000"):
+        assert expected in text
+    assert "999" not in text, "what is recorded costs nothing"
+    content = json.loads(report.json)
+    assert content["teaching"] == teaching
+    assert [row["name"] for row in content["ablation"]["rows"]] == ["big", "told", "mean"]
+    assert "What the teachers cost" not in html
+    assert "What each teacher is worth" not in html
 
 
 def test_light_and_dark_are_both_styled(html: str) -> None:

@@ -48,6 +48,17 @@ def test_a_group_is_labelled_by_its_words(words: int, label: str) -> None:
     assert WORD_BOUNDS[0] == 0
 
 
+def test_turns_are_told_apart_by_whether_the_student_read_all_of_them() -> None:
+    queries, cut = [query(number, 10) for number in range(4)], np.array([False, True, True, False])
+    values = np.array([[1.0], [0.5], [0.0], [0.0]])
+    scores = {"s": Scores(("RR",), tuple(each.query_id for each in queries), values, ())}
+    [found] = [each for each in slices(queries, scores, cut) if each["name"] == "reading"]
+    means = {group["label"]: (group["queries"], group["means"]["s"]["RR"]) for group in found["groups"]}
+    assert means == {"read whole": (2, 0.5), "cut": (2, 0.25)}
+    [found] = [each for each in slices(queries, scores, ~np.zeros(4, dtype=bool)) if each["name"] == "reading"]
+    assert [group["label"] for group in found["groups"]] == ["cut"]
+
+
 def told(number: int, topics: str) -> ConversationalQuery:
     """A turn whose history and itself have the topics of a word's letters, "-" for none."""
     names = [letter.strip("-") for letter in topics]

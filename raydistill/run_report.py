@@ -1,0 +1,51 @@
+"""The report of a finished run: what its stages left is read, put into one page, stored beside them, and summed up."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from raydistill.progress import output_console
+from raydistill.storage.artifacts import Artifact
+from raydistill.storage.store import ObjectStore, open_store
+from raydistill.teaching import teaching_counts
+
+if TYPE_CHECKING:
+    from raydistill.pipeline import Chain
+
+
+def write_report(chain: Chain, evaluation: Artifact, student: Artifact) -> None:
+    """Write report.html and report.json of a run, over those of before, and print the main table.
+
+    What `raydistill ablate` found on the test turns is part of it, where that has run.
+    """
+    from raydistill.evaluation.evaluate import load_metrics
+    from raydistill.evaluation.report import build_report, console_table
+
+    metrics = load_metrics(evaluation)
+    curves, validation = chain.training_curves()
+    store = open_store(chain.config.root)
+    report = build_report(
+        chain.config,
+        metrics,
+        curves,
+        chain.stage_records(),
+        validation,
+        teaching=teaching_counts(chain.teach()),
+        ablation=_ablation(chain, store),
+    )
+    store.replace(f"{chain.prefix}/report.html", report.html.encode())
+    store.replace(f"{chain.prefix}/report.json", report.json.encode())
+    console = output_console()
+    console.print(console_table(metrics))
+    console.print(f"report   {store.root}/{chain.prefix}/report.html", soft_wrap=True, highlight=False)
+    console.print(f"student  {student.uri}", soft_wrap=True, highlight=False)
+
+
+def _ablation(chain: Chain, store: ObjectStore) -> dict[str, Any] | None:
+    """Return what was found of the teachers; None where nothing was, or only for other settings."""
+    key = f"{chain.prefix}/ablation-test.json"
+    if store.info(key) is None:
+        return None
+    found: dict[str, Any] = json.loads(store.read(key))
+    return found if found.get("fingerprint") == chain.fingerprint else None
