@@ -13,6 +13,7 @@ import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import ray
 import ray.data
 from ray.exceptions import RayActorError
 from ray.util.annotations import RayDeprecationWarning
+from ray.util.metrics import Counter
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydistill import errors
@@ -130,6 +132,22 @@ def _places(cpus: float, gpus: float, workers: WorkerConfig) -> int:
     return places
 
 
+@cache
+def _stage_counts() -> Counter:
+    return Counter("raydistill_stage_counts", "What the parts of a stage counted.", tag_keys=("stage", "count"))
+
+
+def count(stage: str, counters: Mapping[str, float]) -> None:
+    """Add to the metric raydistill_stage_counts, which every node exports for Prometheus, by stage and name of the count.
+
+    The driver does it: its actors may be gone before their metrics are collected. Without a cluster nothing is done.
+    """
+    if ray.is_initialized():
+        for name, value in counters.items():
+            if value > 0:
+                _stage_counts().inc(value, tags={"stage": stage, "count": name})
+
+
 class _ShardActor:
     """The actor of a pool: builds its worker once, then turns specifications into receipts."""
 
@@ -182,7 +200,7 @@ def map_shards(
             whose actor or node dies runs again elsewhere.
         arguments: constructor arguments, picklable.
         workers: size of the pool, or its range (Ray Data adds actors while shards queue), and resources of an actor.
-        stage: name of the configuration section, for messages.
+        stage: name of the configuration section, for messages and metrics: a receipt's "counters" are added to `count`.
 
     Raises:
         ResourceError: the cluster can never hold the pool.
@@ -212,4 +230,5 @@ def map_shards(
         answer = json.loads(row["answer"])
         if "error" in answer:
             raise getattr(errors, answer["error"], RaydistillError)(answer["message"])
+        count(stage, answer["receipt"].get("counters") or {})
         yield answer["receipt"]

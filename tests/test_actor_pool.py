@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
+import urllib.request
 from typing import Any
 
 import pytest
+import ray
 from pydantic import ValidationError
 
 from raydistill.actor_pool import _places, map_shards, require_resources
@@ -36,6 +39,28 @@ def test_every_shard_gives_its_receipt(ray_cluster: None) -> None:
     receipts = list(map_shards(SPECS, Doubler, {}, WorkerConfig(actors=2), "index"))
     assert sorted(receipt["n"] for receipt in receipts) == [2, 4, 6, 8, 10]
     assert list(map_shards([], Doubler, {}, WorkerConfig(), "index")) == []
+
+
+class Teller:
+    """A worker that counts tokens."""
+
+    def __call__(self, spec: dict[str, Any]) -> dict[str, Any]:
+        return {"counters": {"prompt_tokens": spec["n"], "failed": 0}}
+
+
+def test_what_parts_count_stands_where_prometheus_looks(ray_cluster: None) -> None:
+    list(map_shards([{"n": 30}, {"n": 12}], Teller, {}, WorkerConfig(), "teachers[telling]"))
+    port = ray.nodes()[0]["MetricsExportPort"]
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        exported = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        lines = [line for line in exported.splitlines() if "raydistill_stage_counts" in line and "telling" in line]
+        if any('count="prompt_tokens"' in line and line.endswith(" 42.0") for line in lines):
+            break
+        time.sleep(0.5)
+    else:
+        raise AssertionError(f"42 tokens were counted, exported is {lines}")
+    assert not any('count="failed"' in line for line in lines), "nothing failed"
 
 
 @pytest.mark.parametrize(("refused", "sentence"), [(3, "file.txt:3 is bad"), (0, "the constructor refuses 0")])

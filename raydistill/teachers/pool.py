@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from raydistill.actor_pool import map_shards
+from raydistill.actor_pool import count, map_shards
 from raydistill.config import (
     WITHOUT_FILE,
     GeneratingTeacherConfig,
@@ -93,6 +93,7 @@ def teach(
         extra = teacher.model_dump(mode="json", include={"model", "revision", "identity", "prompt"})
     if decisions is not None:
         extra["spend"] = decisions.counts()
+        count(f"teachers[{teacher.name}]", {f"spend.{name}": value for name, value in extra["spend"].items()})
         logger.info("teacher %s: %s", teacher.name, _spending(decisions))
     counts = _summed([part.counters for part in parts])
     failed = counts["failed"] - counts.get("over_budget", 0)
