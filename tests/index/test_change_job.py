@@ -214,6 +214,7 @@ def test_a_repeated_or_interrupted_command_changes_the_index_once(world, monkeyp
     assert (again.changed, again.version) == (False, later), "others may have changed the index since"
 
 
+@pytest.mark.slow  # minutes on two cores; lexical indexes, below and above, go the same way
 def test_a_splade_index_after_changes_equals_one_built_of_what_it_holds(tmp_path, minilm):
     world = splade_world(tmp_path, minilm)
     world.build()
@@ -277,6 +278,7 @@ def test_a_compaction_that_was_interrupted_goes_on_where_it_was(world, monkeypat
     assert load_version(world.config.root, "passages", 1).live == 90
 
 
+@pytest.mark.slow  # minutes on two cores; lexical indexes, below and above, go the same way
 def test_after_a_change_of_one_file_only_its_parts_are_encoded_again(tmp_path, minilm, monkeypatch):
     world = splade_world(tmp_path, minilm, impacts="f16")
     first = world.build()
