@@ -146,6 +146,7 @@ def test_a_lost_part_is_scored_again_out_of_what_was_paid_for(world, judge_model
     assert counters["cached"] == counters["prompts"] > 0
 
 
+@pytest.mark.slow
 def test_another_scorer_leaves_the_first_ones_work(world, folder, judge_model):
     mined, index = world.mine(), world.index()
     score_candidates((asking(judge_model),), mined, world.rewrites, index, WORKERS)

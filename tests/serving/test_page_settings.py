@@ -25,6 +25,7 @@ def test_without_a_run_students_are_shown_and_turns_are_not(animals: World) -> N
         assert (status, json.loads(answer)["error"]["code"]) == (404, "no_run")
 
 
+@pytest.mark.slow
 def test_the_page_can_be_left_out(animals: World) -> None:
     from raydistill.serving.start import running
 
