@@ -127,13 +127,19 @@ def line_chart(
 
 
 def scatter_chart(
-    description: str, points: Sequence[Point], x_label: str, y_label: str, front: Sequence[str] | None = None
+    description: str,
+    points: Sequence[Point],
+    x_label: str,
+    y_label: str,
+    front: Sequence[str] | None = None,
+    joined: Sequence[str] = (),
 ) -> str:
     """Return a chart of named points with vertical intervals; the x axis begins at 0, and so does the y axis.
 
     The x axis is logarithmic, and says so, when no value is (nearly) 0 and they span more than a factor of 5. With a
     `front`, names of points by ascending x, these are joined by a line of steps and only they are named and have their
-    interval drawn; the y axis then begins near the lowest point, for small differences among many points.
+    interval drawn; the y axis then begins near the lowest point, for small differences among many points. `joined` draws
+    such a line and leaves all else as it is.
     """
     lowest, highest = min(point.x for point in points), max(point.x for point in points)
     if lowest > 1e-6 and highest > 5 * lowest:
@@ -143,7 +149,7 @@ def scatter_chart(
     else:
         scaled = list(points)
         ticks = [(tick, number_text(tick), "") for tick in round_ticks(0.0, highest * 1.04)]
-    return _scatter(description, points, scaled, ticks, x_label, y_label, front)
+    return _scatter(description, points, scaled, ticks, x_label, y_label, front, joined)
 
 
 def _logarithmic_ticks(low: float, high: float) -> list[float]:
@@ -163,6 +169,7 @@ def _scatter(
     x_label: str,
     y_label: str,
     front: Sequence[str] | None,
+    joined: Sequence[str],
 ) -> str:
     named = [point for point in scaled if front is None or point.name in front]
     lowest = 0.0 if front is None else min(*(point.y for point in points), *(point.low for point in named))
@@ -172,8 +179,8 @@ def _scatter(
         _y_axis(frame, y_ticks, y_label),
         _x_axis(frame, x_ticks, x_label, 266),
     ]
-    if front:
-        parts.append(_steps(frame, [next(point for point in scaled if point.name == name) for name in front]))
+    if line := front or joined:
+        parts.append(_steps(frame, [next(point for point in scaled if point.name == name) for name in line]))
     for point in named:
         x = frame.x(point.x)
         parts.append(

@@ -95,7 +95,8 @@ def effectiveness_section(metrics: Metrics) -> str:
         _measure_figure(chosen, measure),
         page.figure(
             f"{measure} against FLOPS",
-            "Up and to the left is better: more effective and cheaper to search. Whiskers are 95 % intervals.",
+            "Up and to the left is better: more effective and cheaper to search. The line is the front, the best at each "
+            "cost. Whiskers are 95 % intervals.",
             _cost_chart(metrics, measure),
             page.legend([(_ROLE_COLOURS[role], label) for role, label in GROUPS if systems_with_role(metrics, role)]),
         ),
@@ -187,7 +188,17 @@ def _cost_chart(metrics: Metrics, measure: str) -> str:
         )
         for system in metrics["systems"]
     ]
-    return scatter_chart(f"{measure} of every system against its FLOPS", points, "FLOPS", measure)
+    description = f"{measure} of every system against its FLOPS"
+    return scatter_chart(description, points, "FLOPS", measure, joined=_front(points))
+
+
+def _front(points: Sequence[Point]) -> list[str]:
+    """Return the names of the points that no cheaper or equally cheap one is above, by ascending cost."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda each: (each.x, -each.y)):
+        if not front or point.y > front[-1].y:
+            front.append(point)
+    return [point.name for point in front]
 
 
 def p_text_against(metrics: Metrics, other: Mapping[str, Any], measure: str) -> str:

@@ -158,6 +158,14 @@ def test_what_teachers_cost_and_are_worth_is_shown_where_it_is_known(
     assert "What each teacher is worth" not in html
 
 
+def test_the_front_joins_what_is_best_at_its_cost(html: str) -> None:
+    [drawing] = [each for each in re.findall(r"<svg.*?</svg>", html, flags=re.S) if "against its FLOPS" in each]
+    [line] = re.findall(r'class="line c\d" d="([^"]*)"', drawing)
+    # last turn (.2), t5 (.4), mistral (.5) and the student (.8) get better with cost; the full conversation does not.
+    assert line.count("V") in (2, 3)
+    assert drawing.count('class="whisker') == 5, "every system keeps its name and interval"
+
+
 def test_light_and_dark_are_both_styled(html: str) -> None:
     assert "prefers-color-scheme:dark" in html
     assert html.count("color-scheme:dark") >= 2
