@@ -67,6 +67,7 @@ svg path{fill:none}
 svg .line{stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round}
 svg .d1{stroke-dasharray:7 4}svg .d2{stroke-dasharray:2 4}svg .d3{stroke-dasharray:9 3 2 3}
 svg .leader{stroke:var(--soft);stroke-width:.7}
+svg .front{fill:none;stroke:var(--soft);stroke-width:1.3;stroke-dasharray:5 4}
 svg .whisker{stroke-width:1.4;opacity:.55}
 svg .band{opacity:.13;stroke:none}
 svg .faint{opacity:.45}

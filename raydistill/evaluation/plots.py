@@ -180,7 +180,8 @@ def _scatter(
         _x_axis(frame, x_ticks, x_label, 266),
     ]
     if line := front or joined:
-        parts.append(_steps(frame, [next(point for point in scaled if point.name == name) for name in line]))
+        steps = [next(point for point in scaled if point.name == name) for name in line]
+        parts.append(_steps(frame, steps, f"line c{steps[0].colour}" if front else "front"))
     for point in named:
         x = frame.x(point.x)
         parts.append(
@@ -193,11 +194,11 @@ def _scatter(
     return _svg(description, 270, parts)
 
 
-def _steps(frame: _Frame, points: Sequence[Point]) -> str:
+def _steps(frame: _Frame, points: Sequence[Point], style: str) -> str:
     """Return what is reachable at each cost: level from every point to the next, then up."""
     path = f"M{frame.x(points[0].x):.1f} {frame.y(points[0].y):.1f}"
     path += "".join(f"H{frame.x(point.x):.1f}V{frame.y(point.y):.1f}" for point in points[1:])
-    return f'<path class="line c{points[0].colour}" d="{path}H{frame.right:.1f}"/>'
+    return f'<path class="{style}" d="{path}H{frame.right:.1f}"/>'
 
 
 def bar_chart(description: str, bars: Sequence[Bar]) -> str:

@@ -74,7 +74,9 @@ def ablation_section(ablation: Mapping[str, Any] | None) -> str:
                 star = "*" if against.get("p_holm", 1.0) < _SIGNIFICANT else ""
                 cells.append(page.cell(f"{value['mean']:.3f}{star}", f"{value['low']:.3f} to {value['high']:.3f}"))
             rows.append(page.row(row["name"], cells))
-    baselines = ", ".join(f"{name} ({measure})" for measure, name in ablation["baseline"].items())
+    best = ablation["baseline"]
+    of_all = len(set(best.values())) == 1
+    baselines = next(iter(best.values())) if of_all else ", ".join(f"{best[measure]} ({measure})" for measure in measures)
     text = (
         f"Every teacher alone, all together in several ways, and all but one, on {ablation['queries']} judged test turns. "
         f"* differs from the best single teacher, {baselines}, at p < .05, corrected for all rows."

@@ -160,7 +160,7 @@ def test_what_teachers_cost_and_are_worth_is_shown_where_it_is_known(
 
 def test_the_front_joins_what_is_best_at_its_cost(html: str) -> None:
     [drawing] = [each for each in re.findall(r"<svg.*?</svg>", html, flags=re.S) if "against its FLOPS" in each]
-    [line] = re.findall(r'class="line c\d" d="([^"]*)"', drawing)
+    [line] = re.findall(r'class="front" d="([^"]*)"', drawing)
     # last turn (.2), t5 (.4), mistral (.5) and the student (.8) get better with cost; the full conversation does not.
     assert line.count("V") in (2, 3)
     assert drawing.count('class="whisker') == 5, "every system keeps its name and interval"
