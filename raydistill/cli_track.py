@@ -24,8 +24,9 @@ def _track(options: argparse.Namespace) -> int:
     from raydistill.config import MlflowConfig
     from raydistill.config_loading import build_section
     from raydistill.errors import ConfigError
-    from raydistill.evaluation.tracking import read_results, to_mlflow, to_tensorboard, to_wandb
     from raydistill.progress import output_console
+    from raydistill.tracking.results import read_results
+    from raydistill.tracking.trackers import to_mlflow, to_tensorboard, to_wandb
 
     if not (options.mlflow or options.wandb or options.tensorboard):
         raise ConfigError("nowhere to send the results; give --mlflow URI, --wandb PROJECT or --tensorboard FOLDER")

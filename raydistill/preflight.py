@@ -19,7 +19,6 @@ from raydistill.config import (
     VllmTeacherConfig,
 )
 from raydistill.conversations.prepared import corpus_files
-from raydistill.distill.loggers import check_loggers
 from raydistill.encoders.documents import check_positions, check_vocabulary, load_term_counter
 from raydistill.encoders.student_source import student_identity
 from raydistill.errors import ConfigError, RaydistillError
@@ -28,6 +27,7 @@ from raydistill.storage.artifacts import Artifact
 from raydistill.storage.files import input_files
 from raydistill.storage.probe import check_root
 from raydistill.teachers.engine_actor import require_places
+from raydistill.tracking.training import check_loggers
 
 
 def check_inputs(config: DistillConfig, inputs: RunInputs) -> None:

@@ -1,7 +1,8 @@
-"""What TensorBoard event files hold, read without TensorBoard."""
+"""What the files of TensorBoard and of an offline run of Weights & Biases hold, read without their programs."""
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 
@@ -21,4 +22,18 @@ def scalars(folder: Path) -> dict[tuple[str, int], float]:
                 if value.WhichOneof("value") == "simple_value"
             }
             content = content[12 + size + 4 :]
+    return found
+
+
+def wandb_content(path: Path) -> bytes:
+    """Return the records of an offline run, joined: a log of blocks of 32 KiB, whose borders may lie within a record."""
+    content, place, found = path.read_bytes(), 7, b""
+    while place < len(content):
+        left = 32768 - place % 32768
+        if left < 7:  # too short for a header: padding
+            place += left
+            continue
+        _, length, _ = struct.unpack("<IHB", content[place : place + 7])
+        found += content[place + 7 : place + 7 + length]
+        place += 7 + length
     return found

@@ -22,7 +22,6 @@ from raydistill.actor_pool import require_resources
 from raydistill.config import DistillConfig, StudentConfig, TrainConfig, ValidationConfig
 from raydistill.conversations.records import ConversationSet
 from raydistill.distill.fitting import fit, reporting_failures, start_board
-from raydistill.distill.loggers import check_loggers, open_loggers
 from raydistill.distill.stream import CandidateStream
 from raydistill.distill.training_files import BestParameters, Record, Recorder, read_records
 from raydistill.encoders.documents import MODEL_FILES, load_tokenizer
@@ -33,6 +32,7 @@ from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
 from raydistill.storage.folders import fetch_folder, put_folder
 from raydistill.storage.store import open_store
 from raydistill.teachers.combine import Combiner
+from raydistill.tracking.training import check_loggers, open_loggers
 
 FORMAT_VERSION = 2
 _STEPS_BETWEEN_PREEMPTION_CHECKS = 8

@@ -18,9 +18,9 @@ from typing import Any
 
 from raydistill.distill.checkpoints import STATE_FILE, files_of
 from raydistill.distill.engine import Workplace, any_worker
-from raydistill.distill.loggers import TrainingLogger, log_record
 from raydistill.errors import TrainingError
 from raydistill.storage.store import ObjectStore
+from raydistill.tracking.training import TrainingLogger, log_record
 
 Record = dict[str, Any]
 # Ray keeps two checkpoints, and a third may be on its way while training goes on.

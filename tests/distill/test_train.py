@@ -105,7 +105,7 @@ def test_the_best_validation_becomes_the_student_and_starts_the_next_one(
 def test_a_logger_that_is_not_installed_is_found_before_any_worker_starts(
     mined: Mined, tiny_encoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raydistill.distill.loggers.find_spec", lambda name: None if name == "wandb" else name)
+    monkeypatch.setattr("raydistill.tracking.training.find_spec", lambda name: None if name == "wandb" else name)
     with pytest.raises(ConfigError, match=r"train\.loggers\.wandb needs the package wandb"):
         train(config(mined, tiny_encoder, loggers={"wandb": "project"}), *mined)
 

@@ -13,8 +13,6 @@ import pytest
 from raydistill.config import LoggersConfig, MlflowConfig, ValidationConfig
 from raydistill.config_loading import validated
 from raydistill.conversations.records import Conversation, ConversationSet, Turn
-from raydistill.distill import loggers
-from raydistill.distill.loggers import Remote, check_loggers, log_record, open_loggers
 from raydistill.distill.validation import Progress, Validator
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import ConfigError, TrainingError
@@ -22,8 +20,10 @@ from raydistill.index.forward import document_share
 from raydistill.index.publish import IndexVersion
 from raydistill.index.search import open_searcher
 from raydistill.storage.artifacts import Artifact
+from raydistill.tracking import training as loggers
+from raydistill.tracking.training import Remote, check_loggers, log_record, open_loggers
 from tests.distill.conftest import TERMS
-from tests.event_files import scalars
+from tests.event_files import scalars, wandb_content
 
 Mined = tuple[Artifact, IndexVersion]
 
@@ -115,7 +115,7 @@ def test_wandb_receives_every_number_offline(tmp_path: Path, monkeypatch: pytest
     for each in opened:
         each.close()
     [stored] = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    assert all(text in stored.read_bytes() for text in (b"train/loss", b"epochs", b"f" * 16))
+    assert all(text in wandb_content(stored) for text in (b"train/loss", b"epochs", b"f" * 16))
 
 
 @pytest.mark.parametrize("uri", ["https://me:secret@mlflow.example.org", "http://token@127.0.0.1:5000/x"])

@@ -13,12 +13,13 @@ import pytest
 
 from raydistill.cli import main
 from raydistill.config import DistillConfig
-from raydistill.evaluation import tracking
 from raydistill.evaluation.report import build_report
 from raydistill.evaluation.summary import Metrics
-from raydistill.evaluation.tracking import read_results
+from raydistill.tracking import trackers
+from raydistill.tracking.results import read_results
+from raydistill.tracking.trackers import _folder_name
 from tests.conftest import free_port
-from tests.event_files import scalars
+from tests.event_files import scalars, wandb_content
 
 TRAINING = [{"step": step, "loss": 3.0 / step, "advice": "a sentence"} for step in (10, 20)]
 VALIDATION = [{"step": 20, "nDCG@10": 0.25, "l0": math.nan}]
@@ -44,11 +45,11 @@ def test_everything_a_report_measured_is_read(report: Path) -> None:
     results = read_results(str(report))
     student = systems(report)["student"]
     assert results.name == "trial"
-    assert set(results.systems) == {*systems(report), "stages"}
+    assert set(results.systems) == set(systems(report))
     assert results.systems["student"]["nDCG@3"] == student["measures"]["nDCG@3"]["mean"]
     assert results.systems["student"]["L0"] == student["terms"]["mean"]
     assert results.systems["student"]["total_ms p99"] == student["total_ms"]["p99"]
-    assert results.systems["stages"] == {"train s": 40.0}
+    assert results.seconds == {"train": 40.0}
     points = results.by_depth["student"]["R@2"].points
     assert points == tuple((each["first"], each["measures"]["R@2"]["mean"]) for each in student["by_depth"])
     assert results.curves["train/loss"].points == ((10, 0.3), (20, 0.15))
@@ -68,7 +69,7 @@ def test_tensorboard_gets_a_folder_a_system_and_a_repetition_adds_nothing(
     assert found["all_turns/nDCG_at_3", 0] == pytest.approx(student["measures"]["nDCG@3"]["mean"])
     for each in student["by_depth"]:
         assert found["by_depth/L0", each["first"]] == pytest.approx(each["terms"]["mean"])
-    assert scalars(board / "training")["train/loss", 20] == pytest.approx(0.15)
+    assert scalars(board / "run")["train/loss", 20] == pytest.approx(0.15)
     assert (board / "a_b__c").is_dir()
     before = sorted(path for path in board.rglob("*"))
     assert main(command) == 0
@@ -107,10 +108,35 @@ def test_wandb_takes_the_results_offline(report: Path, tmp_path: Path, monkeypat
         monkeypatch.setenv(name, value)
     assert main(["track", str(report), "--wandb", "conversations"]) == 0
     [stored] = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    content = stored.read_bytes()
+    content = wandb_content(stored)
     assert read_results(str(report)).identity.encode() in content
-    for name in (b"student/nDCG@3", b"by_depth/student/R@2", b"train/loss", b"conversations"):
+    for name in (b"student/nDCG@3", b"by_depth/student/R@2", b"train/loss", b"conversations", b"raydistill_complete"):
         assert name in content
+
+
+def test_a_send_that_breaks_off_is_marked_failed_and_can_be_repeated(
+    report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="pip install mlflow-skinny")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = f"file://{tmp_path / 'mlruns'}"
+
+    def breaks_off(*_: object) -> None:
+        raise ConnectionError("the artifact store went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "log_artifact", breaks_off)
+        assert main(["track", str(report), "--mlflow", uri]) == 1
+    assert "ConnectionError: the artifact store went away" in capsys.readouterr().err
+    assert main(["track", str(report), "--mlflow", uri]) == 0
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    runs = client.search_runs([client.get_experiment_by_name("raydistill").experiment_id])
+    assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
+
+
+def test_systems_whose_names_a_folder_cannot_tell_apart_have_folders_of_their_own() -> None:
+    taken = {"run"}
+    assert [_folder_name(name, taken) for name in ("a/b", "a b", "run", "a_b-2")] == ["a_b", "a_b-2", "run-2", "a_b-2-2"]
 
 
 def test_a_comparison_is_sent_as_well(tmp_path: Path) -> None:
@@ -173,7 +199,7 @@ def test_a_missing_package_is_named(
     option: str,
     package: str,
 ) -> None:
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None if name == package else find_spec(name))
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None if name == package else find_spec(name))
     assert main(["track", str(report), option, str(tmp_path / "x")]) == 1
     assert f"{option} needs the package {package}, which is not installed" in capsys.readouterr().err
 
@@ -188,5 +214,5 @@ def test_a_server_that_does_not_answer_is_told_without_its_password(
     assert main(["track", str(report), "--mlflow", f"http://127.0.0.1:{free_port()}"]) == 1
     errors = capsys.readouterr().err
     assert "did not take the results" in errors
-    assert "nothing is doubled" in errors
+    assert "then send them again" in errors
     assert "hunter2" not in errors

@@ -7,7 +7,6 @@ starts. Secrets are read by the packages themselves from the environment and pas
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any, Protocol
 
 from raydistill.config import LoggersConfig
 from raydistill.errors import ConfigError
+from raydistill.tracking.names import open_experiment, plain_name
 
 logger = logging.getLogger("raydistill")
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
-_NOT_IN_MLFLOW_NAMES = re.compile(r"[^A-Za-z0-9_\-. /]")
 
 
 class TrainingLogger(Protocol):
@@ -140,11 +139,7 @@ class _WeightsAndBiases:
 
 class _Mlflow:
     def __init__(self, uri: str, experiment: str, run: str, identity: str, settings: Mapping[str, Any]) -> None:
-        from mlflow import MlflowClient
-
-        self._client = MlflowClient(tracking_uri=uri)
-        found = self._client.get_experiment_by_name(experiment)
-        number = self._client.create_experiment(experiment) if found is None else found.experiment_id
+        self._client, number = open_experiment(uri, experiment)
         tags = {"mlflow.runName": run, "raydistill.training": identity}
         self._run = self._client.create_run(number, tags=tags).info.run_id
         for name, value in settings.items():
@@ -152,7 +147,7 @@ class _Mlflow:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
-            self._client.log_metric(self._run, _NOT_IN_MLFLOW_NAMES.sub("_at_", name), value, step=step)
+            self._client.log_metric(self._run, plain_name(name), value, step=step)
 
     def close(self) -> None:
         self._client.set_terminated(self._run)
