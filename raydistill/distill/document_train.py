@@ -8,23 +8,16 @@ then on: it encodes the passages and the teachers' rewrites.
 
 from __future__ import annotations
 
-import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-import ray.train
-from ray.train import CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-
 from raydistill.actor_pool import require_resources
 from raydistill.config import DistillConfig, LearnedDocumentsConfig, TextConfig
 from raydistill.conversations.records import ConversationalQuery
 from raydistill.distill.document_mining import examples_artifact, first_stage, make_examples
-from raydistill.distill.fitting import fit, reporting_failures, start_board
+from raydistill.distill.fitting import Training, Worker, fit
 from raydistill.distill.training_files import Record, Recorder, read_records
 from raydistill.encoders.documents import MODEL_FILES, load_document_encoder, load_tokenizer
 from raydistill.errors import TrainingError
@@ -107,25 +100,9 @@ def train_documents(config: DistillConfig, turns: Sequence[ConversationalQuery],
         "stage": stage.to_json(),
         "encoder": encoder.to_json(),
     }
-    board = start_board()
-    workers = training.workers
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config={"settings": json.dumps(settings), "board": board},
-        scaling_config=ScalingConfig(
-            num_workers=workers.actors,
-            use_gpu=workers.gpus > 0,
-            resources_per_worker={"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})},
-        ),
-        torch_config=TorchConfig(backend="nccl" if workers.gpus > 0 else "gloo"),
-        run_config=RunConfig(
-            name=encoder.fingerprint[:16],
-            storage_path=f"{config.root.removeprefix('file://')}/runs/{config.run}/documents",
-            failure_config=FailureConfig(max_failures=training.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-        ),
-    )
-    fit(trainer, board, "documents")
+    prefix, _, name = documents_prefix(config, encoder).rpartition("/")
+    storage = f"{config.root}/{prefix}"
+    fit(Training("documents", _train, settings, training.workers, name, storage, training.max_failures))
     names = sorted(ArtifactWriter(encoder).finished())
     if "config.json" not in names:
         raise TrainingError(f"training ended without an exported encoder in {encoder.uri}; submit the same job again")
@@ -149,29 +126,14 @@ def _documents(config: DistillConfig) -> LearnedDocumentsConfig:
     return documents
 
 
-def _train_worker(loop_config: dict[str, Any]) -> None:
-    """Entry of every training worker."""
-    reporting_failures(_train, loop_config)
-
-
-def _train(loop_config: dict[str, Any]) -> None:
-    import torch
-
+def _train(settings: dict[str, Any], worker: Worker) -> None:
+    """What every training worker runs."""
     from raydistill.distill.document_loop import DocumentTrainer
     from raydistill.distill.document_stream import DocumentStream
-    from raydistill.distill.engine import Workplace
     from raydistill.index.passage_texts import PassageTexts
 
-    settings = json.loads(loop_config["settings"])
     config = DistillConfig.model_validate(settings["config"])
     documents = _documents(config)
-    workers = documents.training.workers
-    if workers.gpus == 0:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    torch.set_num_threads(max(1, int(workers.cpus)))
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device() if workers.gpus > 0 else torch.device("cpu")
-    place = Workplace(context.get_world_rank(), context.get_world_size(), device)
     corpus, stage = Artifact.from_json(settings["corpus"]), IndexVersion.from_json(settings["stage"])
     encoder = Artifact.from_json(settings["encoder"])
     stream = DocumentStream(
@@ -181,25 +143,18 @@ def _train(loop_config: dict[str, Any]) -> None:
         load_document_encoder(first_stage(config.index).documents, config.student, stage.open_statistics()),
     )
     tokenizer = load_tokenizer(documents.model, documents.revision, documents.trust_remote_code, "index.documents.model")
-    trainer = DocumentTrainer(documents, stream, tokenizer, place, encoder.fingerprint)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as found:
-            trainer.restore(Path(found))
+    trainer = DocumentTrainer(documents, stream, tokenizer, worker.place, encoder.fingerprint)
+    worker.resume(trainer.restore)
     with tempfile.TemporaryDirectory(prefix="raydistill-documents-") as folder:
-        recorder = _recorder(config, encoder, trainer, loop_config["board"], Path(folder)) if place.rank == 0 else None
+        recorder = _recorder(config, encoder, trainer, worker, Path(folder)) if worker.place.rank == 0 else None
 
         def save_checkpoint(current: DocumentTrainer) -> None:
-            written = tempfile.mkdtemp(prefix="raydistill-checkpoint-")
-            current.save(Path(written))
-            if recorder is not None:
-                recorder.write()
-            ray.train.report(
-                {"step": current.step},
-                checkpoint=ray.train.Checkpoint.from_directory(written),
-                checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-                delete_local_checkpoint_after_upload=True,
-            )
+            def save(written: Path) -> None:
+                current.save(written)
+                if recorder is not None:
+                    recorder.write()
+
+            worker.checkpoint(current.step, save)
 
         trainer.run(recorder.log if recorder is not None else lambda record: None, save_checkpoint)
         model = trainer.full_model()
@@ -207,9 +162,9 @@ def _train(loop_config: dict[str, Any]) -> None:
             _export(config, model, tokenizer, encoder)
 
 
-def _recorder(config: DistillConfig, encoder: Artifact, trainer: Any, board: Any, events: Path) -> Recorder:
+def _recorder(config: DistillConfig, encoder: Artifact, trainer: Any, worker: Worker, events: Path) -> Recorder:
     def show(step: int, note: str) -> None:
-        board.write.remote(step, trainer.steps, note)
+        worker.show(step, trainer.steps, note)
 
     show(trainer.step, "")
     store, prefix = open_store(config.root), documents_prefix(config, encoder)

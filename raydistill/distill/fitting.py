@@ -1,26 +1,34 @@
-"""Running a Ray Train job to its end from the driver: progress, Ctrl-C, and failures as the sentences they were.
+"""The room's one module on Ray Train: a training is run to its end, and its workers get what Ray Train has for them.
 
-What the workers of a training do is in `train` and `document_train`.
+On the driver: progress, Ctrl-C, and failures as the sentences they were. In a worker: its place, checkpoints, notices of
+preemption. What the workers of a training do is in `train` and `document_train`.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-from ray.train.torch import TorchTrainer
+from ray.train import CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from raydistill import errors
+from raydistill.config import WorkerConfig
 from raydistill.errors import ConfigError, CorruptObjectError, DataError, RaydistillError, TrainingError
 from raydistill.progress import track
 
 _POLL_SECONDS = 1.0
+_STEPS_BETWEEN_PREEMPTION_CHECKS = 8
 _AGREEMENT_SECONDS = 10.0
 """How long a worker that cannot go on waits for the others to say the same, which most reasons make them do at once."""
 
@@ -55,24 +63,117 @@ class ProgressBoard:
         return self._failure
 
 
-def start_board() -> Any:
-    """Return the handle of a new board."""
-    return ray.remote(num_cpus=0)(ProgressBoard).remote()
+@dataclass(frozen=True)
+class Training:
+    """A training as Ray Train is to run it.
+
+    Attributes:
+        title: shown beside its progress.
+        work: what every worker runs, from the settings and its `Worker`; a function of a module that workers can import.
+        settings: whatever `work` needs, picklable.
+        workers: their number and what each reserves. fewest: the number that it goes on with at least when nodes are lost;
+            None insists on all.
+        name: of the training within `storage`, where its checkpoints lie: a folder or s3://.
+        max_failures: worker failures after which it gives up; -1 never does.
+    """
+
+    title: str
+    work: Callable[[Any, Worker], None]
+    settings: Any
+    workers: WorkerConfig
+    name: str
+    storage: str
+    max_failures: int
+    fewest: int | None = None
 
 
-def reporting_failures(work: Callable[[dict[str, Any]], None], loop_config: dict[str, Any]) -> None:
-    """Run a training worker's `work(loop_config)`; loop_config holds the "board".
+class Worker:
+    """What a training has of Ray Train in one of its workers.
+
+    Attributes:
+        place: rank, number of workers and device.
+    """
+
+    def __init__(self, board: Any, gpus: float) -> None:
+        import torch
+
+        from raydistill.distill.engine import Workplace
+
+        context = ray.train.get_context()
+        device = ray.train.torch.get_device() if gpus > 0 else torch.device("cpu")
+        self.place = Workplace(context.get_world_rank(), context.get_world_size(), device)
+        self._board = board
+        self._uploads = Uploads()
+        self._questions = 0
+
+    def show(self, step: int, steps: int, note: str) -> None:
+        """Tell the driver how far the training is."""
+        self._board.write.remote(step, steps, note)
+
+    def resume(self, restore: Callable[[Path], None]) -> None:
+        """Call `restore` with the folder of the newest checkpoint, where there is one."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as found:
+                restore(Path(found))
+
+    def checkpoint(self, step: int, save: Callable[[Path], None], at_once: bool = False) -> None:
+        """Have `save` write a checkpoint into a folder and upload it, while training goes on; `at_once` waits for it.
+
+        All workers call it alike.
+        """
+        written = Path(tempfile.mkdtemp(prefix="raydistill-checkpoint-"))
+        save(written)
+        ray.train.report(
+            {"step": step},
+            checkpoint=ray.train.Checkpoint.from_directory(str(written)),
+            checkpoint_upload_mode=self._uploads.mode(written, at_once),
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def is_preempted(self) -> bool:
+        """Ask now and then whether a node of this training is about to go; all workers call it alike."""
+        # Ray's question is a collective of its own, a few milliseconds: not at every step.
+        self._questions += 1
+        return self._questions % _STEPS_BETWEEN_PREEMPTION_CHECKS == 0 and ray.train.get_preemption_info() is not None
+
+
+class Uploads:
+    """Decides which checkpoints of a worker are uploaded while training goes on.
+
+    At most one is on its way at a time: where storage is slower than training, training waits, and neither local disk
+    fills with checkpoints nor do the best parameters (see training_files) run ahead of what can be resumed from.
+    """
+
+    def __init__(self) -> None:
+        self._last: Path | None = None
+
+    def mode(self, written: Path, at_once: bool) -> CheckpointUploadMode:
+        """Return how to upload the checkpoint in a local folder, which its upload deletes; `at_once`: wait for it."""
+        # Ray uploads in order, so what is uploaded synchronously comes after all before it.
+        waits = at_once or (self._last is not None and self._last.exists())
+        self._last = written
+        return CheckpointUploadMode.SYNC if waits else CheckpointUploadMode.ASYNC
+
+
+def _run_worker(loop_config: dict[str, Any]) -> None:
+    """Run a training in one of its workers.
 
     A wrong configuration and a diverged loss meet every worker alike and would meet every retry: they are handed to the
     driver as data and the worker ends, where an exception would have Ray Train start the group again. What meets one
     worker only (a model folder that its machine lacks, a damaged local file) is raised as well, for the others wait in a
     collective for that worker: the exception ends them, and a group that is started again ends at once.
     """
-    board = loop_config["board"]
+    board, workers = loop_config["board"], loop_config["workers"]
     if ray.get(board.failure.remote()) is not None:
         return
     try:
-        work(loop_config)
+        import torch
+
+        if workers.gpus == 0:
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        torch.set_num_threads(max(1, int(workers.cpus)))
+        loop_config["work"](loop_config["settings"], Worker(board, workers.gpus))
     except (ConfigError, TrainingError, DataError, CorruptObjectError) as error:
         ray.get(board.fail.remote(type(error).__name__, str(error)))
         if not _all_failed(board, ray.train.get_context().get_world_size()):
@@ -87,14 +188,32 @@ def _all_failed(board: Any, workers: int) -> bool:
     return bool(failed >= workers)
 
 
-def fit(trainer: TorchTrainer, board: Any, title: str) -> None:
-    """Run a trainer to its end, showing its progress under a title.
+def fit(training: Training) -> None:
+    """Run a training to its end, from its newest checkpoint, showing its progress.
 
     Raises:
         RaydistillError: what a worker raised or reported, as it said it; TrainingError for anything else.
         KeyboardInterrupt: on Ctrl-C.
     """
-    with _shown_progress(board, title):
+    workers, board = training.workers, ray.remote(num_cpus=0)(ProgressBoard).remote()
+    trainer = TorchTrainer(
+        _run_worker,
+        train_loop_config={"work": training.work, "settings": training.settings, "workers": workers, "board": board},
+        scaling_config=ScalingConfig(
+            num_workers=workers.actors if training.fewest is None else (training.fewest, workers.actors),
+            use_gpu=workers.gpus > 0,
+            resources_per_worker={"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if workers.gpus > 0 else "gloo"),
+        run_config=RunConfig(
+            name=training.name,
+            storage_path=training.storage.removeprefix("file://"),
+            failure_config=FailureConfig(max_failures=training.max_failures),
+            # To resume from; what is worth keeping is kept apart (see training_files).
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with _shown_progress(board, training.title):
         before = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit()

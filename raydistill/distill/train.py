@@ -7,21 +7,14 @@ are the files of a Hugging Face folder.
 
 from __future__ import annotations
 
-import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import ray
-import ray.train
-from ray.train import CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-
 from raydistill.actor_pool import require_resources
 from raydistill.config import DistillConfig, StudentConfig, TrainConfig, ValidationConfig
 from raydistill.conversations.records import ConversationSet
-from raydistill.distill.fitting import fit, reporting_failures, start_board
+from raydistill.distill.fitting import Training, Worker, fit
 from raydistill.distill.stream import CandidateStream
 from raydistill.distill.training_files import BestParameters, Record, Recorder, read_records
 from raydistill.encoders.documents import MODEL_FILES, load_tokenizer
@@ -35,7 +28,6 @@ from raydistill.teachers.combine import Combiner
 from raydistill.tracking.training import check_loggers, open_loggers
 
 FORMAT_VERSION = 2
-_STEPS_BETWEEN_PREEMPTION_CHECKS = 8
 
 
 def student_artifact(
@@ -83,9 +75,7 @@ def train(
     if student.find_manifest() is not None:
         return student
     check_loggers(config.train.loggers)
-    workers, fewest = config.train.workers, config.train.min_workers
     require_resources(config.train.fewest_workers, "train")
-    board = start_board()
     settings = {
         "config": config.model_dump(mode="json"),
         "candidates": candidates.to_json(),
@@ -93,25 +83,11 @@ def train(
         "student": student.to_json(),
         "start": None if start is None else start.to_json(),
         "training_prefix": training_prefix(config, student),
+        "validation": validation,
     }
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config={"settings": json.dumps(settings), "validation": validation, "board": board},
-        scaling_config=ScalingConfig(
-            num_workers=workers.actors if fewest is None else (fewest, workers.actors),
-            use_gpu=workers.gpus > 0,
-            resources_per_worker=_worker_resources(config),
-        ),
-        torch_config=TorchConfig(backend="nccl" if workers.gpus > 0 else "gloo"),
-        run_config=RunConfig(
-            name=student.fingerprint[:16],
-            storage_path=_train_storage(config),
-            failure_config=FailureConfig(max_failures=config.train.max_failures),
-            # The best parameters are kept apart (see training_files): these are to resume from.
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-        ),
-    )
-    fit(trainer, board, "train")
+    prefix, _, name = training_prefix(config, student).rpartition("/")
+    storage, limit = f"{config.root}/{prefix}", config.train.max_failures
+    fit(Training("train", _train, settings, config.train.workers, name, storage, limit, config.train.min_workers))
     names = sorted(ArtifactWriter(student).finished())
     if "config.json" not in names:
         raise TrainingError(f"training ended without an exported student in {student.uri}; submit the same job again")
@@ -134,32 +110,15 @@ def validation_records(config: DistillConfig, student: Artifact) -> list[Record]
     return read_records(open_store(config.root), training_prefix(config, student), "validations")
 
 
-def _worker_resources(config: DistillConfig) -> dict[str, float]:
-    workers = config.train.workers
-    return {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
-
-
-def _train_storage(config: DistillConfig) -> str:
-    root = config.root.removeprefix("file://")
-    return f"{root}/runs/{config.run}/training"
-
-
-def _train_worker(loop_config: dict[str, Any]) -> None:
-    """Entry of every training worker."""
-    reporting_failures(_train, loop_config)
-
-
-def _train(loop_config: dict[str, Any]) -> None:
-    settings = json.loads(loop_config["settings"])
+def _train(settings: dict[str, Any], worker: Worker) -> None:
+    """What every training worker runs."""
     config = DistillConfig.model_validate(settings["config"])
-    if config.train.workers.gpus == 0:
-        os.environ["DS_ACCELERATOR"] = "cpu"
     with tempfile.TemporaryDirectory(prefix="raydistill-training-") as folder:
         student = config.student
         if settings["start"] is not None:
             place = fetch_folder(Artifact.from_json(settings["start"]), Path(folder) / "start")
             student = student.model_copy(update={"model": str(place), "revision": None})
-        _train_in(Path(folder), config, student, settings, loop_config["validation"], loop_config["board"])
+        _train_in(Path(folder), config, student, settings, worker)
 
 
 def _train_in(
@@ -167,23 +126,15 @@ def _train_in(
     config: DistillConfig,
     student: StudentConfig,
     settings: dict[str, Any],
-    validation: ConversationSet | None,
-    board: Any,
+    worker: Worker,
 ) -> None:
     """Train one worker's part, with a folder of its own for files."""
-    import torch
-
-    from raydistill.distill.engine import Workplace
     from raydistill.distill.loop import Hooks, Trainer
     from raydistill.distill.validation import Validator
     from raydistill.index.forward import ForwardVectors, document_share
     from raydistill.index.search import open_searcher
 
-    threads = max(1, int(config.train.workers.cpus))
-    torch.set_num_threads(threads)
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device() if config.train.workers.gpus > 0 else torch.device("cpu")
-    place = Workplace(context.get_world_rank(), context.get_world_size(), device)
+    place, validation = worker.place, settings["validation"]
     tokenizer = load_tokenizer(student.model, student.revision, student.trust_remote_code, "student.model")
     index = IndexVersion.from_json(settings["index"])
     share = document_share(index)
@@ -201,32 +152,24 @@ def _train_in(
     )
     validator = None
     if validation is not None:
+        threads = max(1, int(config.train.workers.cpus))
         validator = Validator(config.train.validation, validation, open_searcher(index, threads), share)
     trainer = Trainer(student, config.train, stream, tokenizer, place, share, names, validator)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as found:
-            trainer.restore(Path(found))
+    worker.resume(trainer.restore)
     store, prefix = open_store(config.root), settings["training_prefix"]
     best = BestParameters(store, prefix, place, trainer.progress.best_step)
     recorder = None
     if place.rank == 0:
-        recorder = _recorder(config, settings, trainer.step, trainer.steps, board, folder)
-
-    uploads = _Uploads()
+        recorder = _recorder(config, settings, trainer.step, trainer.steps, worker, folder)
 
     def save_checkpoint(step: int, current: Trainer) -> None:
-        written = tempfile.mkdtemp(prefix="raydistill-checkpoint-")
-        current.save(Path(written))
-        if recorder is not None:
-            recorder.write()
-        best.checkpointed(current.progress.best_step)
-        ray.train.report(
-            {"step": step},
-            checkpoint=ray.train.Checkpoint.from_directory(written),
-            checkpoint_upload_mode=uploads.mode(Path(written), at_once=current.preempted),
-            delete_local_checkpoint_after_upload=True,
-        )
+        def save(written: Path) -> None:
+            current.save(written)
+            if recorder is not None:
+                recorder.write()
+            best.checkpointed(current.progress.best_step)
+
+        worker.checkpoint(step, save, at_once=current.preempted)
 
     def keep_best(step: int, current: Trainer) -> None:
         with tempfile.TemporaryDirectory() as written:
@@ -238,7 +181,7 @@ def _train_in(
         checkpoint=save_checkpoint,
         validated=recorder.validated if recorder else lambda record: None,
         best=keep_best,
-        preempted=_PreemptionNotice(),
+        preempted=worker.is_preempted,
     )
     try:
         trainer.run(hooks)
@@ -260,7 +203,7 @@ def _train_in(
 
 
 def _recorder(
-    config: DistillConfig, settings: dict[str, Any], first_step: int, steps: int, board: Any, folder: Path
+    config: DistillConfig, settings: dict[str, Any], first_step: int, steps: int, worker: Worker, folder: Path
 ) -> Recorder:
     events = folder / "tensorboard"
     events.mkdir()
@@ -268,41 +211,11 @@ def _recorder(
     loggers = open_loggers(config.train.loggers, config.run, identity, config.train.model_dump(mode="json"), events)
 
     def show(step: int, note: str) -> None:
-        board.write.remote(step, steps, note)
+        worker.show(step, steps, note)
 
     show(first_step, "")
     store, log_steps = open_store(config.root), config.train.log_steps
     return Recorder(store, settings["training_prefix"], log_steps, steps, first_step, show, loggers, events)
-
-
-class _Uploads:
-    """Decides which checkpoints of this worker are uploaded while training goes on.
-
-    At most one is on its way at a time: where storage is slower than training, training waits, and neither local disk
-    fills with checkpoints nor do the best parameters (see training_files) run ahead of what can be resumed from.
-    """
-
-    def __init__(self) -> None:
-        self._last: Path | None = None
-
-    def mode(self, written: Path, at_once: bool) -> CheckpointUploadMode:
-        """Return how to upload the checkpoint in a local folder, which its upload deletes; `at_once`: wait for it."""
-        # Ray uploads in order, so what is uploaded synchronously comes after all before it.
-        waits = at_once or (self._last is not None and self._last.exists())
-        self._last = written
-        return CheckpointUploadMode.SYNC if waits else CheckpointUploadMode.ASYNC
-
-
-class _PreemptionNotice:
-    """Asks Ray Train now and then whether a node of this training is about to go; called by all workers alike."""
-
-    def __init__(self) -> None:
-        self._calls = 0
-
-    def __call__(self) -> bool:
-        # Ray's question is a collective of its own, a few milliseconds: not at every step.
-        self._calls += 1
-        return self._calls % _STEPS_BETWEEN_PREEMPTION_CHECKS == 0 and ray.train.get_preemption_info() is not None
 
 
 def _export(config: DistillConfig, model: Any, tokenizer: Any, student: Artifact) -> None:
