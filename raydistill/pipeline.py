@@ -85,7 +85,7 @@ class Chain:
         if self.config.scorers and self._has_to_score(until):
             check_scoring_endpoints(self.config)
         if self._learns_documents:
-            self._document_turns()
+            _ = self._document_turns
 
     def _has_to_score(self, until: str) -> bool:
         """Whether a stage up to one has candidates left to score."""
@@ -142,11 +142,15 @@ class Chain:
     def _learns_documents(self) -> bool:
         return isinstance(self.config.index.documents, LearnedDocumentsConfig)
 
+    @cached_property
     def _document_turns(self) -> list[ConversationalQuery]:
         from raydistill.distill.document_examples import training_turns
+        from raydistill.distill.document_mining import recorded_query_ids
 
+        documents = self.config.index.documents
+        assert isinstance(documents, LearnedDocumentsConfig)
         held_out = {f"data.{name}": found for name, found in self.inputs.all().items() if name != "train"}
-        return training_turns(self.inputs.train, held_out)
+        return training_turns(self.inputs.train, held_out, recorded_query_ids(documents.training))
 
     @cached_property
     def settled(self) -> DistillConfig:
@@ -158,7 +162,7 @@ class Chain:
 
         config = self.config
         corpus = corpus_artifact(config.data, config.index.passages_per_segment, config.root)
-        encoder = document_encoder_artifact(config, self._document_turns(), self.inputs.train.qrels, corpus)
+        encoder = document_encoder_artifact(config, self._document_turns, self.inputs.train.qrels, corpus)
         return with_trained_encoder(config, encoder)
 
     def documents(self) -> Artifact:
@@ -171,7 +175,7 @@ class Chain:
         return self._stage(
             "documents",
             lambda: planned.find_manifest() is not None,
-            lambda: train_documents(self.config, self._document_turns(), qrels, self.corpus),
+            lambda: train_documents(self.config, self._document_turns, qrels, self.corpus),
         )
 
     def index(self) -> IndexVersion:

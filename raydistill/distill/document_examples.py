@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from raydistill.config import QueryForm
@@ -41,15 +41,19 @@ class RecordedQuery:
     scores: Mapping[str, float]
 
 
-def training_turns(train: ConversationSet, held_out: Mapping[str, ConversationSet]) -> list[ConversationalQuery]:
-    """Return the turns of `train`, the only ones that a document encoder may learn from.
+def training_turns(
+    train: ConversationSet, held_out: Mapping[str, ConversationSet], recorded: Container[str]
+) -> list[ConversationalQuery]:
+    """Return the turns of `train` that recorded runs know, the only ones that a document encoder may learn from.
 
     Recorded runs hold test queries as well, and their scores would be the answers to the examination. So turns are
-    taken from here alone, and a set that shares a conversation or a turn with one that is measured on is refused.
+    taken from here alone, and a set that shares a conversation or a turn with one that is measured on is refused. A
+    turn that no run knows is none of them: a student can be given further conversations, and documents keep their encoder.
 
     Args:
         train: the training conversations.
         held_out: name of the configuration field -> conversations that are measured on, for instance "data.test".
+        recorded: ids of the queries that the runs list.
 
     Raises DataError naming the conversation or turn that both sets hold.
     """
@@ -64,7 +68,7 @@ def training_turns(train: ConversationSet, held_out: Mapping[str, ConversationSe
                 f"{shared[0]} is in data.train and in {field}, so the document encoder would be trained on what it is "
                 "measured with; give the two sets splits that share nothing, or ids of their own (prefix_ids)"
             )
-    return turns
+    return [turn for turn in turns if turn.query_id in recorded]
 
 
 def turn_text(turn: ConversationalQuery, form: QueryForm, rewrites: Mapping[str, str]) -> str | None:

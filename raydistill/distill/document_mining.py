@@ -64,6 +64,11 @@ def first_stage(index: IndexConfig) -> IndexConfig:
     return index.model_copy(update={"name": f"{index.name}-first-stage", "documents": LexicalDocumentsConfig()})
 
 
+def recorded_query_ids(training: DocumentTrainingConfig) -> set[str]:
+    """Return the ids of the queries that the recorded runs list, of test turns too. Raises as `read_run`."""
+    return {query_id for run in training.runs for query_id in read_run(run.run).rankings}
+
+
 def examples_artifact(config: DistillConfig, turns: Sequence[ConversationalQuery], gold: Any, corpus: Artifact) -> Artifact:
     """Return the address of what `make_examples` makes, committed or not.
 

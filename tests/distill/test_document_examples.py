@@ -21,24 +21,31 @@ def conversations(*ids: str, turns: int = 3) -> ConversationSet:
 
 def test_a_conversation_that_is_measured_on_is_refused() -> None:
     with pytest.raises(DataError, match=r"conversation 'b' is in data\.train and in data\.test"):
-        training_turns(conversations("a", "b"), {"data.test": conversations("b", "c")})
+        training_turns(conversations("a", "b"), {"data.test": conversations("b", "c")}, {"a<::>1"})
     with pytest.raises(DataError, match=r"in data\.validation"):
-        training_turns(conversations("a"), {"data.test": conversations("c"), "data.validation": conversations("a")})
+        training_turns(conversations("a"), {"data.test": conversations("c"), "data.validation": conversations("a")}, ())
 
 
 def test_a_single_shared_turn_is_refused_too() -> None:
     borrowed = Conversation("z", (Turn("a<::>2", 1, "question", ""),))
     with pytest.raises(DataError, match=r"turn 'a<::>2' is in data\.train and in data\.test"):
-        training_turns(conversations("a"), {"data.test": ConversationSet((borrowed,), {}, "0" * 64)})
+        training_turns(conversations("a"), {"data.test": ConversationSet((borrowed,), {}, "0" * 64)}, ())
 
 
 def test_recorded_scores_of_other_turns_are_never_read() -> None:
-    turns = training_turns(conversations("a"), {"data.test": conversations("b")})
     rankings = {"a<::>2": (("p1", 3.0), ("p2", 1.0)), "b<::>1": (("p9", 8.0),)}
+    turns = training_turns(conversations("a"), {"data.test": conversations("b")}, rankings)
     found = recorded_queries(turns, {"a<::>2": ["p2"]}, rankings, "last_turn", {})
     assert [(one.query_id, one.text, one.gold, one.scores) for one in found] == [
         ("a<::>2", "question 2 of a", ("p2",), {"p1": 3.0, "p2": 1.0})
     ]
+
+
+def test_conversations_that_no_run_knows_change_nothing_for_documents() -> None:
+    recorded = {"a<::>1", "a<::>3", "b<::>1"}
+    alone = training_turns(conversations("a"), {"data.test": conversations("b")}, recorded)
+    assert [turn.query_id for turn in alone] == ["a<::>1", "a<::>3"]
+    assert training_turns(conversations("x", "a", "y"), {"data.test": conversations("b")}, recorded) == alone
 
 
 def test_a_run_is_read_with_the_text_it_was_made_with() -> None:

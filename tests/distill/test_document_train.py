@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from raydistill.config import DistillConfig
+from raydistill.config import DistillConfig, LearnedDocumentsConfig
 from raydistill.config_loading import build_config
 from raydistill.conversations.readers import read_conversations
 from raydistill.conversations.records import ConversationalQuery
 from raydistill.distill.document_examples import training_turns
-from raydistill.distill.document_mining import first_stage, make_examples
+from raydistill.distill.document_mining import first_stage, make_examples, recorded_query_ids
 from raydistill.distill.document_train import (
     document_encoder_artifact,
     document_records,
@@ -117,7 +117,9 @@ def config(world: Path, encoder: str, run: str = "run.trec", **training: Any) ->
 def turns_of(settings: DistillConfig) -> tuple[Turns, Any]:
     source, *_ = settings.data.train
     train, test = (read_conversations(each, "mtrag", 0) for each in (source, settings.data.test))
-    return training_turns(train, {"data.test": test}), train.qrels
+    documents = settings.index.documents
+    assert isinstance(documents, LearnedDocumentsConfig)
+    return training_turns(train, {"data.test": test}, recorded_query_ids(documents.training)), train.qrels
 
 
 def corpus_of(settings: DistillConfig) -> Artifact:
