@@ -22,9 +22,9 @@ from raydistill.config.data import (
     TurnColumns,
     ValidationShare,
 )
+from raydistill.config.dense import BiEncoderConfig, DenseEncoderConfig
 from raydistill.config.documents import (
     DOCUMENT_TEACHERS,
-    DenseTeacherConfig,
     DocumentsConfig,
     DocumentTrainingConfig,
     LearnedDocumentsConfig,
@@ -81,7 +81,13 @@ from raydistill.config.regularisation import (
 )
 from raydistill.config.rerank import CrossEncoderConfig, QueryText, RerankConfig
 from raydistill.config.sampling import SamplingConfig
-from raydistill.config.scorers import CONVERSATION_FORMS, CrossEncoderScorerConfig, LlmScorerConfig, ScorerConfig
+from raydistill.config.scorers import (
+    CONVERSATION_FORMS,
+    BiEncoderScorerConfig,
+    CrossEncoderScorerConfig,
+    LlmScorerConfig,
+    ScorerConfig,
+)
 from raydistill.config.serve import FanOutConfig, HttpConfig, InspectConfig, ReplicasConfig, ServeConfig
 from raydistill.config.student import Attention, FreezeConfig, HeadKind, LoraConfig, Pooling, StudentConfig
 from raydistill.config.synthesis import SynthesisConfig, TurnKind
@@ -118,6 +124,8 @@ __all__ = [
     "WITHOUT_FILE",
     "Attention",
     "Bce",
+    "BiEncoderConfig",
+    "BiEncoderScorerConfig",
     "ChangeConfig",
     "Combination",
     "CommandLineValue",
@@ -130,7 +138,7 @@ __all__ = [
     "DataConfig",
     "DatasetConfig",
     "DatasetPart",
-    "DenseTeacherConfig",
+    "DenseEncoderConfig",
     "DistillConfig",
     "DocumentTrainingConfig",
     "DocumentsConfig",

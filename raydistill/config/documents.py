@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from raydistill.config.data import TextConfig
+from raydistill.config.dense import DenseEncoderConfig
 from raydistill.config.fields import (
     Added,
     Fraction,
@@ -82,17 +83,6 @@ class RecordedRunConfig(Section):
         return self
 
 
-class DenseTeacherConfig(Section):
-    """A dense sentence encoder whose cosine similarities are learned from, for every (query, passage) pair of a batch."""
-
-    model: ModelSource
-    """Hub id, folder or package:NAME/FOLDER of an encoder trained for similarity."""
-    revision: str | None = None
-    pooling: Literal["mean", "cls"] = "mean"
-    max_tokens: PositiveInt = 256
-    trust_remote_code: bool = False
-
-
 class DocumentTrainingConfig(Section):
     """The training of a document encoder: one encoder for queries and passages, both with gradients.
 
@@ -104,7 +94,7 @@ class DocumentTrainingConfig(Section):
     """Share of the queries of every batch that come from recorded runs, where there are any."""
     own_queries: NonNegativeInt = 20_000
     """Sentences taken as queries, at most and about, over the whole collection; one a passage."""
-    dense_teacher: DenseTeacherConfig | None = None
+    dense_teacher: DenseEncoderConfig | None = None
     negatives_depth: PositiveInt = 50
     """Passages that BM25 retrieves for each query, from which negatives are drawn."""
     passages: Annotated[int, Field(ge=2)] = 6

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from raydistill.config.dense import BiEncoderConfig
 from raydistill.config.fields import Name, Operational, Section, WorkerConfig
 from raydistill.config.rerank import CrossEncoderConfig, QueryText
 from raydistill.config.teachers import GeneratingTeacherConfig
@@ -46,6 +47,21 @@ class CrossEncoderScorerConfig(_Scorer):
 
     kind: Literal["cross-encoder"] = "cross-encoder"
     encoder: CrossEncoderConfig
+
+    @property
+    def workers(self) -> WorkerConfig:
+        """The pool that it runs on."""
+        return self.encoder.workers
+
+
+class BiEncoderScorerConfig(_Scorer):
+    """A dense encoder: the cosine similarity of query and passage, times a scale."""
+
+    kind: Literal["bi-encoder"] = "bi-encoder"
+    encoder: BiEncoderConfig
+    scale: Annotated[float, Field(gt=0.0)] = 20.0
+    """What cosines are multiplied with, which makes logits of them: one over the temperature that the encoder was trained
+    with (20 is sentence-transformers' own)."""
 
     @property
     def workers(self) -> WorkerConfig:
@@ -113,4 +129,4 @@ class LlmScorerConfig(_Scorer):
         return self
 
 
-ScorerConfig = Annotated[CrossEncoderScorerConfig | LlmScorerConfig, Field(discriminator="kind")]
+ScorerConfig = Annotated[CrossEncoderScorerConfig | BiEncoderScorerConfig | LlmScorerConfig, Field(discriminator="kind")]

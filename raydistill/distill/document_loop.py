@@ -20,7 +20,6 @@ from torch import Tensor
 
 from raydistill.config import LearnedDocumentsConfig
 from raydistill.distill.checkpoints import Catalogue, Checkpoint, write_state, write_tensors
-from raydistill.distill.dense_teacher import DenseTeacher
 from raydistill.distill.document_step import SIDES, DocumentTensors, batch_sides, document_gradients
 from raydistill.distill.document_stream import DocumentBatch, DocumentStream
 from raydistill.distill.engine import (
@@ -35,6 +34,7 @@ from raydistill.distill.engine import (
 from raydistill.distill.sparsity import Sparsity
 from raydistill.distill.stream import Prefetch
 from raydistill.distill.whole_state import KINDS, WholeState
+from raydistill.encoders.dense import DenseEncoder
 from raydistill.encoders.splade import SpladeModel
 from raydistill.encoders.tokens import pad_id, padded, tokenize
 from raydistill.errors import TrainingError
@@ -77,7 +77,7 @@ class DocumentTrainer:
         self._whole = WholeState(self.engine)
         self._sparsity = {side: Sparsity(self._regularisation(side), None, self.steps) for side in SIDES}
         dense = self._training.dense_teacher
-        self._dense = None if dense is None else DenseTeacher(dense, place.device)
+        self._dense = None if dense is None else DenseEncoder(dense, "index.documents.training.dense_teacher", place.device)
 
     def run(self, log: Callable[[Record], None], checkpoint: Callable[[DocumentTrainer], None]) -> None:
         """Train from the current step to the last; on every worker, `log` gets the record of every step, and `checkpoint`

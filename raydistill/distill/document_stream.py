@@ -2,7 +2,7 @@
 
 Every batch has the same make-up: a fixed number of turns of recorded runs, the rest passages' own sentences. Turns are
 drawn by run and weight, sentences are visited in shuffled order, each once an epoch; both depend on nothing but seed and
-position. What the dense teacher says is computed where the batch is used (`dense_teacher`).
+position. What the dense teacher says is computed where the batch is used (`document_loop`).
 
 Memory: the examples of all runs, and one part of the sentences with its candidates.
 """

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from raydistill.config import CrossEncoderScorerConfig, LlmScorerConfig, ScorerConfig
+from raydistill.config import BiEncoderScorerConfig, CrossEncoderScorerConfig, LlmScorerConfig, ScorerConfig
 from raydistill.errors import ConfigError, TeacherError
 from raydistill.model_source import model_identity
 from raydistill.scoring.judges import Asker, Judge, Listwise, Pairwise, Pointwise
 from raydistill.scoring.prompts import ScoringPrompt, find_prompt
 from raydistill.scoring.reading import ReadingJudge
+from raydistill.scoring.similarity import SimilarityJudge
 from raydistill.teachers.cache import EngineIdentity, GenerationCache
 from raydistill.teachers.engines import engine_identity, open_choosing
 from raydistill.teachers.rewriting import PromptTokenizer
@@ -18,7 +19,7 @@ from raydistill.teachers.rewriting import PromptTokenizer
 
 def scorer_identity(scorer: ScorerConfig) -> str:
     """Return what decides a scorer's numbers beside its settings. Raises ConfigError when a model is not here."""
-    if isinstance(scorer, CrossEncoderScorerConfig):
+    if isinstance(scorer, CrossEncoderScorerConfig | BiEncoderScorerConfig):
         encoder = scorer.encoder
         return model_identity(encoder.model, encoder.revision, field=f"scorers.{scorer.name}.encoder.model")
     return _identity(scorer).key
@@ -37,6 +38,11 @@ def check_scorer(scorer: ScorerConfig) -> None:
         from raydistill.reranking.cross_encoder import check_cross_encoder
 
         check_cross_encoder(scorer.encoder, f"{field}.encoder")
+        return
+    if isinstance(scorer, BiEncoderScorerConfig):
+        from raydistill.encoders.dense import check_dense_encoder
+
+        check_dense_encoder(scorer.encoder, f"{field}.encoder")
         return
     prompt = prompt_of(scorer)
     if scorer.llm.engine == "openai":
@@ -61,6 +67,8 @@ def open_judge(scorer: ScorerConfig, root: str, group_name: str = "scorer") -> J
     """
     if isinstance(scorer, CrossEncoderScorerConfig):
         return ReadingJudge(scorer.encoder, f"scorers.{scorer.name}.encoder")
+    if isinstance(scorer, BiEncoderScorerConfig):
+        return SimilarityJudge(scorer.encoder, scorer.scale, f"scorers.{scorer.name}.encoder")
     prompt = prompt_of(scorer)
     engine, tokenizer, budget = open_choosing(scorer.llm, group_name, _section(scorer))
     answers = written_answers(tokenizer, _wanted(scorer, prompt), given=scorer.options is not None)

@@ -47,6 +47,7 @@ logger = logging.getLogger("raydistill")
 
 KIND = "rewrites"
 _FORMAT_VERSION = 2
+_MISSING = f"failed.{Failure.MISSING.value}"
 _RECORDED_ROWS_PER_PART = 10_000
 _ADVICE = {
     "transformers": "correct its model, dtype or budgets, or give its workers more memory",
@@ -102,13 +103,23 @@ def teach(
             f"teacher {teacher.name} failed on all {len(queries)} queries ({_reasons(counts)}; first: "
             f"{_first_raw(artifact, parts[0])!r}); correct its prompt, model or budgets"
         )
-    if failed:
+    missing = counts.get(_MISSING, 0) - counts.get("over_budget", 0)
+    if missing > 0:
+        logger.info(
+            "teacher %s: has no rewrite of %g of %g turns; nothing is learned of it there, and in an evaluation the last "
+            "utterance stands in",
+            teacher.name,
+            missing,
+            counts["queries"],
+        )
+    if failed > missing:
+        reasons = _reasons({name: count for name, count in counts.items() if name != _MISSING})
         logger.warning(
             "teacher %s: %d of %d rewrites failed (%s); the last utterance stands in",
             teacher.name,
-            failed,
+            failed - missing,
             counts["queries"],
-            _reasons(counts),
+            reasons,
         )
     ArtifactWriter(artifact).commit([part.name for part in parts], {"engine": teacher.engine, **extra, "counts": counts})
     return artifact

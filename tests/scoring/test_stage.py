@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from raydistill.config import CrossEncoderScorerConfig, DistillConfig, LlmScorerConfig, StudentConfig
+from raydistill.config import BiEncoderScorerConfig, CrossEncoderScorerConfig, DistillConfig, LlmScorerConfig, StudentConfig
 from raydistill.errors import ConfigError, DataError, TeacherError
 from raydistill.index.build import build_index
 from raydistill.index.candidates import candidate_scores
@@ -117,6 +117,21 @@ def test_scores_stand_beside_those_of_the_teachers(world, folder, judge_model):
     assert {k: v for k, v in counters.items() if "." not in k} == {
         k: v for k, v in mined.manifest().metadata["counters"].items() if "." not in k
     }
+
+
+def test_a_dense_encoder_scores_what_the_teacher_wrote(world, folder, minilm):
+    mined, index = world.mine(), world.index()
+    encoder = {"model": minilm, "max_tokens": 32}
+    scorer = BiEncoderScorerConfig(name="dense", encoder=encoder, depth=DEPTH, query="one", turns_per_task=2)
+    scored = rows(score_candidates((scorer,), mined, world.rewrites, index, WORKERS))
+    judge, texts = open_judge(scorer, str(folder)), [f"{each['title']}\n{each['text']}" for each in passages(230)]
+    for query_id, row in scored.items():
+        read = np.flatnonzero(~np.isnan(row["matrix"][2]))
+        assert DEPTH <= len(read) <= DEPTH + len(row["gold"])
+        own = [texts[number] for number in row["numbers"][read]]
+        asked = world.texts["one"].get(query_id, row["question"])
+        (expected,) = judge.judge([Candidates(asked, own)], Tally())
+        np.testing.assert_allclose(row["matrix"][2][read], expected, atol=1e-4)
 
 
 def test_without_scorers_the_candidates_stay(world):
