@@ -155,6 +155,7 @@ def to_wandb(results: TrackedResults, project: str) -> str:
             return str(run.url or run.dir)
         finally:
             run.finish(exit_code=0 if complete else 1)
+            wandb.teardown()  # waits until an offline run's file is written (see `training`)
 
 
 def _cut(value: str) -> str:

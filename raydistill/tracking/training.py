@@ -134,7 +134,11 @@ class _WeightsAndBiases:
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
+        import wandb
+
         self._run.finish()
+        # `finish` may return before W&B's own process has written the file of an offline run; this waits for that process.
+        wandb.teardown()
 
 
 class _Mlflow:

@@ -50,7 +50,7 @@ def test_a_turn_of_the_run_is_shown_through_baselines_teachers_and_students(insp
 
 def test_the_student_s_view_is_what_search_and_explain_say(inspected: ServeConfig) -> None:
     view = views(looked(inspected, conversation=CONVERSATION, k=3))["student"]
-    client = SearchClient(f"http://127.0.0.1:{inspected.http.port}", timeout_s=60)
+    client = SearchClient(f"http://127.0.0.1:{inspected.http.port}", timeout_s=180)
     answer = client.search(CONVERSATION, k=3)
     assert [(each["passage_id"], each["score"]) for each in view["found"]] == [
         (passage.passage_id, pytest.approx(passage.score, rel=1e-4)) for passage in answer.passages

@@ -34,7 +34,7 @@ def client(animals: World, rerank: RerankConfig) -> Iterator[SearchClient]:
 
     config = animals.config(rerank=rerank.model_dump(), name="reranked")
     with running(config) as address:
-        yield SearchClient(address, timeout_s=60)
+        yield SearchClient(address, timeout_s=180)
 
 
 @pytest.mark.parametrize("k", [1, 5, 12])

@@ -33,7 +33,7 @@ CONVERSATION = ["tell me where the otter lives", "the otter lives in the forest 
 
 @pytest.fixture
 def client(served: ServeConfig) -> SearchClient:
-    return SearchClient(f"http://127.0.0.1:{served.http.port}", timeout_s=60)
+    return SearchClient(f"http://127.0.0.1:{served.http.port}", timeout_s=180)
 
 
 def encoded(animals: World, *conversation: str) -> SparseBatch:
