@@ -191,3 +191,13 @@ def test_a_training_worker_loads_no_compiler_and_no_data_frames() -> None:
     names = set(subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split())
     assert {"torch", "pyarrow"} <= names
     assert not names & {"numba", "llvmlite", "pandas"}
+
+
+def test_stages_load_torch_only_where_a_model_is_used() -> None:
+    """Torch and transformers are 3 s of every actor's start, and planning, mining and joining need neither."""
+    light = sorted(STAGE_MODULES - {"distill/train.py", "distill/document_train.py"})
+    stages = [f"raydistill.{name.removesuffix('.py').replace('/', '.')}" for name in light]
+    loaded = f"import sys, raydistill.pipeline, {', '.join(stages)}; print(*sys.modules)"
+    names = set(subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split())
+    assert set(stages) <= names
+    assert not names & {"torch", "transformers"}

@@ -98,7 +98,7 @@ def test_a_learned_document_encoder_is_a_stage_before_the_index(
     learned = "index.documents={kind: learned, model: 'package:raydistill/demo/models/encoder'}"
     assert main(["distill", *command, learned, "--dry-run"]) == 0
     plan = capsys.readouterr().out
-    stages = [line.split()[1] for line in plan.splitlines() if "to run" in line]
+    stages = [line.split()[1] for line in plan.splitlines() if "to run" in line or "│ done" in line]
     assert stages[:3] == ["teach", "documents", "index"]
     assert main(["documents", *command]) == 1
     assert "there is no document encoder to train; set it to learned" in " ".join(capsys.readouterr().err.split())

@@ -10,8 +10,6 @@ from raydistill.errors import ConfigError, TeacherError
 from raydistill.model_source import model_identity
 from raydistill.scoring.judges import Asker, Judge, Listwise, Pairwise, Pointwise
 from raydistill.scoring.prompts import ScoringPrompt, find_prompt
-from raydistill.scoring.reading import ReadingJudge
-from raydistill.scoring.similarity import SimilarityJudge
 from raydistill.teachers.cache import EngineIdentity, GenerationCache
 from raydistill.teachers.engines import engine_identity, open_choosing
 from raydistill.teachers.rewriting import PromptTokenizer
@@ -65,9 +63,14 @@ def open_judge(scorer: ScorerConfig, root: str, group_name: str = "scorer") -> J
         root: run root, where choices that were paid for are kept.
         group_name: what the names of placement groups begin with, for engines that have them.
     """
+    # Imported here: they need torch, and what only joins scores does not.
     if isinstance(scorer, CrossEncoderScorerConfig):
+        from raydistill.scoring.reading import ReadingJudge
+
         return ReadingJudge(scorer.encoder, f"scorers.{scorer.name}.encoder")
     if isinstance(scorer, BiEncoderScorerConfig):
+        from raydistill.scoring.similarity import SimilarityJudge
+
         return SimilarityJudge(scorer.encoder, scorer.scale, f"scorers.{scorer.name}.encoder")
     prompt = prompt_of(scorer)
     engine, tokenizer, budget = open_choosing(scorer.llm, group_name, _section(scorer))
