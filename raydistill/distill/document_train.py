@@ -100,9 +100,8 @@ def train_documents(config: DistillConfig, turns: Sequence[ConversationalQuery],
         "stage": stage.to_json(),
         "encoder": encoder.to_json(),
     }
-    prefix, _, name = documents_prefix(config, encoder).rpartition("/")
-    storage = f"{config.root}/{prefix}"
-    fit(Training("documents", _train, settings, training.workers, name, storage, training.max_failures))
+    place = f"{config.root}/{documents_prefix(config, encoder)}"
+    fit(Training("documents", _train, settings, training.workers, place, training.max_failures))
     names = sorted(ArtifactWriter(encoder).finished())
     if "config.json" not in names:
         raise TrainingError(f"training ended without an exported encoder in {encoder.uri}; submit the same job again")

@@ -73,7 +73,7 @@ class Training:
         settings: whatever `work` needs, picklable.
         workers: their number and what each reserves. fewest: the number that it goes on with at least when nodes are lost;
             None insists on all.
-        name: of the training within `storage`, where its checkpoints lie: a folder or s3://.
+        place: where its checkpoints lie: a folder or s3://, whose last part is the training's name.
         max_failures: worker failures after which it gives up; -1 never does.
     """
 
@@ -81,8 +81,7 @@ class Training:
     work: Callable[[Any, Worker], None]
     settings: Any
     workers: WorkerConfig
-    name: str
-    storage: str
+    place: str
     max_failures: int
     fewest: int | None = None
 
@@ -195,6 +194,7 @@ def fit(training: Training) -> None:
         RaydistillError: what a worker raised or reported, as it said it; TrainingError for anything else.
         KeyboardInterrupt: on Ctrl-C.
     """
+    storage, _, name = training.place.rpartition("/")
     workers, board = training.workers, ray.remote(num_cpus=0)(ProgressBoard).remote()
     trainer = TorchTrainer(
         _run_worker,
@@ -206,8 +206,8 @@ def fit(training: Training) -> None:
         ),
         torch_config=TorchConfig(backend="nccl" if workers.gpus > 0 else "gloo"),
         run_config=RunConfig(
-            name=training.name,
-            storage_path=training.storage.removeprefix("file://"),
+            name=name,
+            storage_path=storage.removeprefix("file://"),
             failure_config=FailureConfig(max_failures=training.max_failures),
             # To resume from; what is worth keeping is kept apart (see training_files).
             checkpoint_config=CheckpointConfig(num_to_keep=2),

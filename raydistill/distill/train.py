@@ -85,9 +85,8 @@ def train(
         "training_prefix": training_prefix(config, student),
         "validation": validation,
     }
-    prefix, _, name = training_prefix(config, student).rpartition("/")
-    storage, limit = f"{config.root}/{prefix}", config.train.max_failures
-    fit(Training("train", _train, settings, config.train.workers, name, storage, limit, config.train.min_workers))
+    place, limits = f"{config.root}/{settings['training_prefix']}", (config.train.max_failures, config.train.min_workers)
+    fit(Training("train", _train, settings, config.train.workers, place, *limits))
     names = sorted(ArtifactWriter(student).finished())
     if "config.json" not in names:
         raise TrainingError(f"training ended without an exported student in {student.uri}; submit the same job again")

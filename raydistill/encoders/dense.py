@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 from raydistill.config import DenseEncoderConfig
-from raydistill.encoders.documents import load_tokenizer
+from raydistill.encoders.documents import load_tokenizer, model_config
 from raydistill.encoders.tokens import length_batches, pad_id, padded, tokenize
 from raydistill.errors import ConfigError
 from raydistill.model_source import resolve_model
@@ -45,7 +45,8 @@ class DenseEncoder:
                 folder, revision=config.revision, trust_remote_code=config.trust_remote_code, dtype=dtype
             )
         except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"{field}.model: {config.model!r} could not be loaded: {_first_line(error)}") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(f"{field}.model: {config.model!r} could not be loaded: {reason}") from error
         self._model: nn.Module = model.to(device).eval()
         self._tokenizer = load_tokenizer(config.model, config.revision, config.trust_remote_code, f"{field}.model")
         self._config = config
@@ -73,18 +74,10 @@ class DenseEncoder:
 
 def check_dense_encoder(config: DenseEncoderConfig, field: str) -> None:
     """Raise ConfigError when there is no such model, or it reads too little; reads its configuration and tokenizer only."""
-    folder = resolve_model(config.model, f"{field}.model")
-    try:
-        found = AutoConfig.from_pretrained(folder, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{field}.model: {config.model!r} has no readable config.json: {_first_line(error)}") from error
+    found = model_config(config.model, config.revision, config.trust_remote_code, f"{field}.model")
     limit = getattr(found, "max_position_embeddings", None)
     if limit is not None and config.max_tokens > limit:
         raise ConfigError(
             f"{field}.max_tokens is {config.max_tokens}, but {config.model!r} reads at most {limit} tokens; lower it"
         )
     load_tokenizer(config.model, config.revision, config.trust_remote_code, f"{field}.model")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -119,15 +119,15 @@ def load_tokenizer(model: str, revision: str | None, trust_remote_code: bool, fi
     return tokenizer
 
 
-def model_config(model: str, revision: str | None, trust_remote_code: bool) -> Any:
-    """Return the Hugging Face configuration of a student's hub id or folder; ConfigError when it cannot be read."""
+def model_config(model: str, revision: str | None, trust_remote_code: bool, field: str = "student.model") -> Any:
+    """Return the Hugging Face configuration of a hub id or folder; ConfigError naming `field` when it cannot be read."""
     from transformers import AutoConfig
 
-    folder = resolve_model(model, "student.model")
+    folder = resolve_model(model, field)
     try:
         return AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"student.model: {model!r} has no readable config.json: {_first_line(error)}") from error
+        raise ConfigError(f"{field}: {model!r} has no readable config.json: {_first_line(error)}") from error
 
 
 def check_positions(student: StudentConfig) -> None:

@@ -20,7 +20,7 @@ class SimilarityJudge:
     """Scores by the cosine of a query's and a passage's vector.
 
     Turns of one collection share many candidates, so the vectors of the passages that came last are kept, 256 MiB of them
-    and their texts beside: each passage of a collection of a hundred thousand is encoded once by every worker.
+    and their texts beside: 174,000 of width 384, 65,000 of width 1,024.
     """
 
     def __init__(self, config: BiEncoderConfig, scale: float, field: str) -> None:

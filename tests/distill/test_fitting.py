@@ -30,7 +30,7 @@ def _fail(failing: tuple[int, ...], worker: Worker) -> None:
 def test_a_worker_that_cannot_go_on_ends_the_training_with_its_sentence(
     ray_cluster: None, tmp_path: Path, failing: tuple[int, ...], retries: int
 ) -> None:
-    training = Training("train", _fail, failing, WorkerConfig(actors=2, cpus=1), "failing", str(tmp_path), retries)
+    training = Training("train", _fail, failing, WorkerConfig(actors=2, cpus=1), f"{tmp_path}/failing", retries)
     with pytest.raises(ConfigError, match="this machine has no such folder"):
         fit(training)
 
