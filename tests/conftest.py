@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -76,16 +77,28 @@ def free_port() -> int:
     return free_ports(1)[0]
 
 
+_PORTS = range(20_000, 32_000)
+"""Below the ports that Linux gives to outgoing connections and to servers without a wish (32,768 and up), above those of
+Ray's workers (10,002 to 19,999): a port of these that was free stays so until its server starts."""
+
+
 def free_ports(number: int) -> list[int]:
-    """Return different TCP ports of 127.0.0.1 that were free a moment ago."""
-    probes = [socket.socket() for _ in range(number)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+    """Return different TCP ports of 127.0.0.1 that were free a moment ago, and that no other worker of pytest-xdist asks for."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    own = _PORTS[worker % workers :: workers]
+    found: list[int] = []
+    for port in random.sample(own, len(own)):
+        if len(found) == number:
+            return found
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        found.append(port)
+    raise RuntimeError(f"of the {len(own)} ports {own[0]} to {own[-1]} only {len(found)} are free, and {number} are wanted")
 
 
 @pytest.fixture(scope="session")

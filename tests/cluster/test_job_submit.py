@@ -20,6 +20,8 @@ from tests.small_world import CHECKOUT, arguments, environment, small_world
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
+QUICK_END = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+"""At its end the head would wait half a minute for the actor that watches the job."""
 PORTS = (
     "port",
     "dashboard-port",
@@ -58,7 +60,7 @@ def _start_head(log: Path) -> tuple[subprocess.Popen[bytes], str]:
     command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--dashboard-host=127.0.0.1"]
     command += [f"--{name}={port}" for name, port in ports.items()]
     with log.open("w") as stream:
-        head = subprocess.Popen(command, env=environment(), stdout=stream, stderr=stream)
+        head = subprocess.Popen(command, env={**environment(), **QUICK_END}, stdout=stream, stderr=stream)
     return head, f"http://127.0.0.1:{ports['dashboard-port']}"
 
 
