@@ -34,7 +34,7 @@ STAGES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 1 a problem that was explained, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logger = logging.getLogger("raydistill")
@@ -50,6 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         logger.removeHandler(handler)
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of a command line, whose overrides may stand before, between and after its flags."""
+    parser = _parser()
+    options, left = parser.parse_known_args(arguments)
+    # argparse takes the first group of positional words for all of them.
+    if hasattr(options, "overrides") and not any(word.startswith("-") for word in left):
+        options.overrides = [*options.overrides, *left]
+    elif left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,12 +6,27 @@ import hashlib
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from raydistill.errors import ConfigError
 
 _PACKAGE = "package:"
 _WHOLE = 256 << 20
 _BLOCK = 1 << 20
+_COUNT_FROM_PADDING = frozenset(
+    {
+        "camembert",
+        "data2vec-text",
+        "longformer",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    }
+)
+"""Model types whose first position is the one after the padding id: so many rows of their table are no text's."""
 
 
 def resolve_model(source: str, field: str = "model") -> str:
@@ -39,6 +54,25 @@ def _package_folder(source: str, field: str) -> str:
     if not folder.is_dir():
         raise ConfigError(f"{field}: {source!r}: the package {package!r} has no folder {inner!r}")
     return str(folder)
+
+
+def check_length(config: Any, max_tokens: int, source: str, field: str) -> None:
+    """Raise ConfigError naming `field` when a model has fewer positions than `max_tokens`.
+
+    Args:
+        config: the model's Hugging Face configuration; one that states no number of positions passes.
+        source: what the model is called in the message.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None:
+        return
+    if config.model_type in _COUNT_FROM_PADDING:
+        limit -= config.pad_token_id + 1
+    if max_tokens > limit:
+        raise ConfigError(
+            f"{field} is {max_tokens}, but {source!r} reads at most {limit} tokens; lower it to {limit}, or take a model "
+            "that reads more"
+        )
 
 
 def model_identity(

@@ -41,8 +41,8 @@ def check_inputs(config: DistillConfig, inputs: RunInputs) -> None:
     corpus_files(config.data.corpus, config.data.corpus_format)
     inputs.check()
     _check_target(config, load_term_counter(config.student).vocabulary_size)
-    check_positions(config.student)
     documents = config.index.documents
+    check_positions(config.student, documents)
     if isinstance(documents, LearnedDocumentsConfig):
         _check_learned(documents, config.student)
     _check_starts(config.student, documents)

@@ -83,7 +83,7 @@ Ray's workers (10,002 to 19,999): a port of these that was free stays so until i
 
 
 def free_ports(number: int) -> list[int]:
-    """Return different TCP ports of 127.0.0.1 that were free a moment ago, and that no other worker of pytest-xdist asks for."""
+    """Return different TCP ports of 127.0.0.1 that were free a moment ago; no other worker of pytest-xdist asks for them."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     own = _PORTS[worker % workers :: workers]

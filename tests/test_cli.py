@@ -56,6 +56,18 @@ def test_a_config_typo_names_the_field_and_the_right_one(refused: Run) -> None:
     assert "train.epoch: there is no such field; did you mean 'epochs'?" in refused("train.epoch=3")
 
 
+def test_overrides_may_stand_on_both_sides_of_a_flag(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["index", *arguments(data, str(tmp_path / "root"), "train.epochs=3"), "--dry-run"]
+    assert main([*command, "train.epoch=4"]) == 1
+    assert "train.epoch: there is no such field" in capsys.readouterr().err
+    assert main([*command, "index.name=other", "vars.run=second"]) == 0
+    planned = capsys.readouterr().out
+    assert "run second, root" in planned
+    with pytest.raises(SystemExit):
+        main([*command, "--dry-rum", "train.epochs=4"])
+    assert "unrecognized arguments: --dry-rum train.epochs=4" in capsys.readouterr().err
+
+
 def test_a_missing_configuration_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["distill", "--config", "/nowhere/config.yaml"]) == 1
     assert "there is no configuration file /nowhere/config.yaml" in capsys.readouterr().err

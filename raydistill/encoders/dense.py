@@ -15,7 +15,7 @@ from raydistill.config import DenseEncoderConfig
 from raydistill.encoders.documents import load_tokenizer, model_config
 from raydistill.encoders.tokens import length_batches, pad_id, padded, tokenize
 from raydistill.errors import ConfigError
-from raydistill.model_source import resolve_model
+from raydistill.model_source import check_length, resolve_model
 
 
 class DenseEncoder:
@@ -75,9 +75,5 @@ class DenseEncoder:
 def check_dense_encoder(config: DenseEncoderConfig, field: str) -> None:
     """Raise ConfigError when there is no such model, or it reads too little; reads its configuration and tokenizer only."""
     found = model_config(config.model, config.revision, config.trust_remote_code, f"{field}.model")
-    limit = getattr(found, "max_position_embeddings", None)
-    if limit is not None and config.max_tokens > limit:
-        raise ConfigError(
-            f"{field}.max_tokens is {config.max_tokens}, but {config.model!r} reads at most {limit} tokens; lower it"
-        )
+    check_length(found, config.max_tokens, config.model, f"{field}.max_tokens")
     load_tokenizer(config.model, config.revision, config.trust_remote_code, f"{field}.model")

@@ -22,7 +22,7 @@ from raydistill.config import (
 from raydistill.encoders.interface import SparseEncoder
 from raydistill.encoders.lexical import LexicalEncoder, LexicalStatistics, TermCounter
 from raydistill.errors import ConfigError
-from raydistill.model_source import model_identity, resolve_model
+from raydistill.model_source import check_length, model_identity, resolve_model
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.folders import fetch_folder
 
@@ -130,16 +130,17 @@ def model_config(model: str, revision: str | None, trust_remote_code: bool, fiel
         raise ConfigError(f"{field}: {model!r} has no readable config.json: {_first_line(error)}") from error
 
 
-def check_positions(student: StudentConfig) -> None:
-    """Raise ConfigError when the student's text may be longer than its model can read; reads the configuration only."""
-    if student.head == "table":
+def check_positions(student: StudentConfig, documents: DocumentsConfig) -> None:
+    """Raise ConfigError when a text may be longer than its model can read; reads the models' configurations only."""
+    if student.head != "table":
+        config = model_config(student.model, student.revision, student.trust_remote_code)
+        check_length(config, student.text.max_tokens, student.model, "student.text.max_tokens")
+    if isinstance(documents, LexicalDocumentsConfig):
         return
-    config = model_config(student.model, student.revision, student.trust_remote_code)
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is not None and student.text.max_tokens > limit:
-        raise ConfigError(
-            f"student.text.max_tokens is {student.text.max_tokens}, but {student.model!r} reads at most {limit} tokens"
-        )
+    config = model_config(documents.model, documents.revision, documents.trust_remote_code, "index.documents.model")
+    check_length(config, documents.max_tokens, documents.model, "index.documents.max_tokens")
+    if isinstance(documents, LearnedDocumentsConfig):
+        check_length(config, documents.training.max_tokens, documents.model, "index.documents.training.max_tokens")
 
 
 def document_encoder_settings(documents: DocumentsConfig, student: StudentConfig) -> dict[str, Any]:

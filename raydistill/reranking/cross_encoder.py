@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from raydistill.config import CrossEncoderConfig
 from raydistill.errors import ConfigError
-from raydistill.model_source import resolve_model
+from raydistill.model_source import check_length, resolve_model
 
 
 class CrossEncoder:
@@ -97,11 +97,7 @@ def check_cross_encoder(config: CrossEncoderConfig, field: str) -> None:
             f"{field}.model: {config.model!r} is {kind} with {found.num_labels} outputs; a cross-encoder is a sequence "
             "classifier with one output or two"
         )
-    limit = getattr(found, "max_position_embeddings", None)
-    if limit is not None and config.max_tokens > limit:
-        raise ConfigError(
-            f"{field}.max_tokens is {config.max_tokens}, but {config.model!r} reads at most {limit} tokens; lower it"
-        )
+    check_length(found, config.max_tokens, config.model, f"{field}.max_tokens")
     special = _tokenizer(config, field).num_special_tokens_to_add(pair=True)
     if config.query_tokens + special >= config.max_tokens:
         raise ConfigError(

@@ -158,7 +158,7 @@ def test_a_table_learns_with_the_optimizer_groups_of_any_student(tiny_folder: Fo
 
 def test_texts_have_no_limit_and_parts_need_a_separator(tiny_folder: Folder, tiny_tokenizer: Any, tmp_path: Path) -> None:
     long = student(tiny_folder()).model_copy(update={"text": TextConfig(max_tokens=10_000)})
-    check_positions(long)
+    check_positions(long, LexicalDocumentsConfig(kind="lexical"))
     SpladeModel.from_config(long)
     tiny_tokenizer.__class__(
         tokenizer_object=tiny_tokenizer.backend_tokenizer, pad_token="[PAD]", unk_token="[UNK]"
