@@ -32,6 +32,7 @@ def write_report(chain: Chain, evaluation: Artifact, student: Artifact) -> None:
         chain.stage_records(),
         validation,
         teaching=teaching_counts(chain.teach()),
+        scoring=scoring_rows(chain),
         ablation=_ablation(chain, store),
     )
     store.replace(f"{chain.prefix}/report.html", report.html.encode())
@@ -40,6 +41,21 @@ def write_report(chain: Chain, evaluation: Artifact, student: Artifact) -> None:
     console.print(console_table(metrics))
     console.print(f"report   {store.root}/{chain.prefix}/report.html", soft_wrap=True, highlight=False)
     console.print(f"student  {student.uri}", soft_wrap=True, highlight=False)
+
+
+def scoring_rows(chain: Chain) -> list[dict[str, Any]]:
+    """Return what the scorers of the training turns did: {"round": number, ...} a scorer and round."""
+    from raydistill.scoring.stage import scoring_counts
+
+    scorers = chain.config.scorers
+    if not scorers:
+        return []
+    rounds = chain.planned_rounds(chain.teach()["train"], chain.index())
+    return [
+        {"round": number, **row}
+        for number, each in enumerate(rounds, start=1)
+        for row in scoring_counts(scorers, each.candidates)
+    ]
 
 
 def _ablation(chain: Chain, store: ObjectStore) -> dict[str, Any] | None:

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from raydistill.cli import main
+from raydistill.config_loading import load_config
+from raydistill.pipeline import Chain
+from raydistill.run_report import scoring_rows
 from tests.small_world import arguments, small_world
 
 ENCODER = "package:raydistill/demo/models/encoder"
@@ -135,6 +138,18 @@ def test_mistakes_are_told_in_a_sentence(scored, words, sentence, capsys):
     message = capsys.readouterr().err
     assert sentence in message
     assert "Traceback" not in message
+
+
+def test_what_scorers_read_is_known_of_every_round(scored: list[str]) -> None:
+    scorer = f"scorers=[{{kind: bi-encoder, name: dense, depth: 4, encoder: {{model: '{ENCODER}', max_tokens: 64}}}}]"
+    with_scorer = [*scored, scorer, "train.teacher_weights={dense: 0}"]
+    assert main(["score", *with_scorer]) == 0
+    chain = Chain(load_config(scored[1], with_scorer[2:]))
+    (row,) = scoring_rows(chain)
+    assert (row["round"], row["scorer"], row["kind"]) == (1, "dense", "bi-encoder")
+    assert row["turns"] == len(list(chain.inputs.train.queries()))
+    assert row["scored"] == row["passages"] > row["turns"]
+    assert scoring_rows(Chain(load_config(scored[1], scored[2:]))) == []
 
 
 def test_a_scorers_endpoint_is_asked_only_where_there_is_something_to_score(scored, capsys):

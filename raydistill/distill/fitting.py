@@ -24,6 +24,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from raydistill import errors
 from raydistill.config import WorkerConfig
+from raydistill.distill.board import ProgressBoard
 from raydistill.errors import ConfigError, CorruptObjectError, DataError, RaydistillError, TrainingError
 from raydistill.progress import track
 
@@ -31,36 +32,6 @@ _POLL_SECONDS = 1.0
 _STEPS_BETWEEN_PREEMPTION_CHECKS = 8
 _AGREEMENT_SECONDS = 10.0
 """How long a worker that cannot go on waits for the others to say the same, which most reasons make them do at once."""
-
-
-class ProgressBoard:
-    """Where rank 0 writes how far it is and workers why they cannot go on, and the driver reads it; a Ray actor."""
-
-    def __init__(self) -> None:
-        self._state: tuple[int, int, str] = (0, 0, "")
-        self._failure: tuple[str, str] | None = None
-        self._failed = 0
-
-    def write(self, step: int, steps: int, note: str) -> None:
-        """Take the step reached, the number of all steps, and a short note."""
-        self._state = (step, steps, note)
-
-    def read(self) -> tuple[int, int, str]:
-        """Return what was written last."""
-        return self._state
-
-    def fail(self, kind: str, message: str) -> None:
-        """Take the type and the sentence of a worker's error that no retry can mend; the first one's stays."""
-        self._failure = self._failure or (kind, message)
-        self._failed += 1
-
-    def failed(self) -> int:
-        """Return how many workers called `fail`."""
-        return self._failed
-
-    def failure(self) -> tuple[str, str] | None:
-        """Return what `fail` was told; None when nothing failed."""
-        return self._failure
 
 
 @dataclass(frozen=True)

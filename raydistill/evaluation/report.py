@@ -50,6 +50,7 @@ def build_report(
     validation: Sequence[Mapping[str, float]] = (),
     created: datetime | None = None,
     teaching: Sequence[Mapping[str, Any]] = (),
+    scoring: Sequence[Mapping[str, Any]] = (),
     ablation: Mapping[str, Any] | None = None,
 ) -> Report:
     """Return the report of a run.
@@ -63,6 +64,7 @@ def build_report(
         validation: records {"step": ..., "nDCG@10": ..., "l0": ..., "flops": ...} of the validations on the way.
         created: time shown; now when None.
         teaching: what the teachers did, see `teaching.teaching_counts`; empty leaves it out.
+        scoring: {"round": number, ...} and what a scorer did, see `scoring.stage.scoring_counts`; empty leaves it out.
         ablation: the content of `comparison_json` for the teachers of the test turns; None leaves it out.
     """
     moment = (created or datetime.now(timezone.utc)).astimezone(timezone.utc).isoformat(sep=" ", timespec="minutes")
@@ -76,7 +78,7 @@ def build_report(
             slices_section(metrics),
             page.section("Training", page.grid(training_figures(training, config.train.objective.part_names), small=True)),
             page.section("Validation", page.grid(validation_figures(validation), small=True)),
-            teacher_section(metrics, teaching),
+            teacher_section(metrics, teaching, scoring),
             ablation_section(ablation),
             example_section(metrics),
             _stage_section(stages),
@@ -93,6 +95,7 @@ def build_report(
         "validation": [dict(record) for record in validation],
         "stages": [dict(stage) for stage in stages],
         "teaching": [dict(row) for row in teaching],
+        "scoring": [dict(row) for row in scoring],
         "ablation": ablation,
     }
     return Report(page.page(f"{config.run} · raydistill", body), json.dumps(content, indent=1, ensure_ascii=False))

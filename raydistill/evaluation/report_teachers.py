@@ -14,8 +14,10 @@ _SIGNIFICANT = 0.05
 _KINDS = {"teacher": "Single teachers", "combination": "All together", "left out": "All but one", "bound": "A bound"}
 
 
-def teacher_section(metrics: Metrics, teaching: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Return how far teachers agree, how often they failed and what they cost; nothing without teachers."""
+def teacher_section(
+    metrics: Metrics, teaching: Sequence[Mapping[str, Any]] = (), scoring: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """Return how far teachers agree, how often they failed and what they and the scorers cost; nothing without teachers."""
     blocks = []
     agreement = metrics["teachers"]["agreement"]
     names = agreement["names"]
@@ -29,7 +31,7 @@ def teacher_section(metrics: Metrics, teaching: Sequence[Mapping[str, Any]] = ()
     rewrites = metrics["teachers"]["rewrites"]
     if rewrites:
         blocks.append(page.figure("Failed rewrites", _failure_caption(rewrites), _failure_chart(rewrites)))
-    return page.section("Teachers", page.grid(blocks), _cost_table(teaching))
+    return page.section("Teachers", page.grid(blocks), _cost_table(teaching), _scoring_table(scoring))
 
 
 def _cost_table(teaching: Sequence[Mapping[str, Any]]) -> str:
@@ -57,6 +59,29 @@ def _cost_table(teaching: Sequence[Mapping[str, Any]]) -> str:
         "budget, before anything was asked."
     )
     return page.figure("What the teachers cost", caption, page.table(["teacher", *columns, "estimated $"], rows))
+
+
+def _scoring_table(scoring: Sequence[Mapping[str, Any]]) -> str:
+    """Return what each scorer read, for all rounds together; nothing without scorers."""
+    columns = {
+        "turns": "turns",
+        "passages": "passages",
+        "scored": "scored",
+        "without their text": "without_text",
+        "prompts or texts": "prompts",
+        "from the cache": "cached",
+        "failed": "failed",
+        "prompt tokens": "prompt_tokens",
+    }
+    rows = []
+    for name in dict.fromkeys(row["scorer"] for row in scoring):
+        own = [row for row in scoring if row["scorer"] == name]
+        cells = [page.cell(f"{sum(row.get(key, 0) for row in own):,.0f}") for key in columns.values()]
+        rows.append(page.row(f"{name} ({own[0]['kind']})", cells))
+    if not rows:
+        return ""
+    caption = "Training turns. Tokens are those of language models' prompts, cached ones too; each is answered by one token."
+    return page.figure("What the scorers read", caption, page.table(["scorer", *columns], rows))
 
 
 def ablation_section(ablation: Mapping[str, Any] | None) -> str:

@@ -39,10 +39,15 @@ class Candidates:
 
 @dataclass
 class Tally:
-    """What was asked: prompts, how many of them came from the cache, and failures by kind."""
+    """What was asked: prompts, how many of them came from the cache, their tokens, and failures by kind.
+
+    Attributes:
+        prompt_tokens: of a language model's prompts, cached ones too; estimated where the model's tokenizer is not here.
+    """
 
     prompts: int = 0
     cached: int = 0
+    prompt_tokens: int = 0
     failed: dict[str, int] = field(default_factory=dict)
 
     def counters(self) -> dict[str, float]:
@@ -50,6 +55,7 @@ class Tally:
         return {
             "prompts": self.prompts,
             "cached": self.cached,
+            "prompt_tokens": self.prompt_tokens,
             "failed": sum(self.failed.values()),
             **{f"failed.{kind}": count for kind, count in self.failed.items()},
         }
@@ -91,6 +97,7 @@ class Asker:
         found = cached_choose(self.engine, self.cache, self.prompt.name, texts, self.answers)
         tally.prompts += len(texts)
         tally.cached += found.cached
+        tally.prompt_tokens += sum(map(self.tokenizer.count_tokens, texts))
         for failure in found.failures:
             if failure is not None:
                 tally.failed[failure.value] = tally.failed.get(failure.value, 0) + 1

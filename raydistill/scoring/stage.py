@@ -90,6 +90,18 @@ def score_candidates(
     return _with_judgements(target, candidates, made, workers)
 
 
+def scoring_counts(scorers: Sequence[ScorerConfig], candidates: Artifact) -> list[dict[str, Any]]:
+    """Return what the scorers did for the scored candidates, one row a scorer: {scorer, kind, and every count: turns,
+    passages, without_text, scored, prompts, cached, prompt_tokens, failures by kind}."""
+    counters = candidates.manifest().metadata["counters"]
+    rows = []
+    for scorer in scorers:
+        ending = f".{scorer.name}"
+        own = {name.removesuffix(ending): count for name, count in counters.items() if name.endswith(ending)}
+        rows.append({"scorer": scorer.name, "kind": scorer.kind, **own})
+    return rows
+
+
 def _judgements(
     scorer: ScorerConfig, candidates: Artifact, rewrites: Mapping[str, Artifact], index: IndexVersion
 ) -> Artifact:

@@ -141,20 +141,31 @@ def test_what_teachers_cost_and_are_worth_is_shown_where_it_is_known(
         {"teacher": "big", "set": "test", "engine": "openai", "queries": 34, "prompt_tokens": 433},
         {"teacher": "told", "set": "train", "engine": "recorded", "queries": 999},
     ]
+    counts = {"turns": 40, "passages": 4100, "scored": 4007, "prompts": 4100, "failed": 93, "prompt_tokens": 777000}
+    scoring = [{"round": number, "scorer": "judge", "kind": "llm", **counts} for number in (1, 2)]
     runs = [Run(name, {"q": ((passage, 1.0),)}) for name, passage in (("big", "d"), ("told", "e"), ("mean", "d"))]
     kinds = {"big": "teacher", "told": "teacher", "mean": "combination"}
     found = compare_runs(runs, {"q": {"d": 1}}, EvaluateConfig(measures=("RR",)), lambda *_: "big", kinds)
     report = build_report(
-        make_config(), make_metrics(), created=WHEN, teaching=teaching, ablation=json.loads(comparison_json(found, {}))
+        make_config(),
+        make_metrics(),
+        created=WHEN,
+        teaching=teaching,
+        scoring=scoring,
+        ablation=json.loads(comparison_json(found, {})),
     )
     text = " ".join(Elements(report.html).text)
     for expected in ("1,234", "300", "35,000", "8,901", "11", "2.50", "What each teacher is worth", "All together", "0.000"):
         assert expected in text
+    for expected in ("What the scorers read", "judge (llm)", "8,200", "8,014", "186", "1,554,000"):
+        assert expected in text
     assert "999" not in text, "what is recorded costs nothing"
     content = json.loads(report.json)
     assert content["teaching"] == teaching
+    assert content["scoring"] == scoring
     assert [row["name"] for row in content["ablation"]["rows"]] == ["big", "told", "mean"]
     assert "What the teachers cost" not in html
+    assert "What the scorers read" not in html
     assert "What each teacher is worth" not in html
 
 

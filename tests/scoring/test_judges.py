@@ -58,13 +58,15 @@ def slow(judge_model: str) -> Slow:
 def test_pointwise_is_the_log_odds_of_yes(judge_engine, slow, tmp_path, prompt):
     tally = Tally()
     found = Pointwise(asker(judge_engine, prompt, "yn", tmp_path)).judge(TURNS, tally)
+    tokens = 0
     for turn, scores in zip(TURNS, found, strict=True):
         expected = []
         for passage in turn.passages:
+            tokens += len(slow.tokenizer.token_ids(render(PROMPTS[prompt], turn.query, [passage], 10**6, len)))
             yes, no = slow.log_probabilities(prompt, turn.query, [passage], "yn")
             expected.append(yes - no)
         np.testing.assert_allclose(scores, expected, atol=1e-4)
-    assert tally.counters() == {"prompts": 11, "cached": 0, "failed": 0}
+    assert tally.counters() == {"prompts": 11, "cached": 0, "prompt_tokens": tokens, "failed": 0}
 
 
 def test_pairwise_is_bradley_terry_over_both_orders(judge_engine, slow, tmp_path):
@@ -152,7 +154,9 @@ def test_what_the_model_does_not_say_is_absent(judge_engine, tmp_path):
     found = Pointwise(asker(engine, "pointwise-v1", "yn", tmp_path)).judge([TURNS[1]], tally)
     assert found[0].tolist()[0] == 0.5
     assert np.isnan(found[0]).tolist() == [False, True, True]
-    assert tally.counters() == {"prompts": 3, "cached": 0, "failed": 1, "failed.no_log_probabilities": 1}
+    counted = tally.counters()
+    assert counted.pop("prompt_tokens") > 0
+    assert counted == {"prompts": 3, "cached": 0, "failed": 1, "failed.no_log_probabilities": 1}
     again = Tally()
     Pointwise(asker(engine, "pointwise-v1", "yn", tmp_path)).judge([TURNS[1]], again)
     assert again.cached == 2  # a failure is not kept

@@ -21,7 +21,7 @@ from raydistill.reranking.cross_encoder import CrossEncoder
 from raydistill.reranking.order import query_text
 from raydistill.scoring.judges import Candidates, Tally
 from raydistill.scoring.opening import check_scorer, open_judge
-from raydistill.scoring.stage import judgements_artifact, score_candidates, scored_artifact
+from raydistill.scoring.stage import judgements_artifact, score_candidates, scored_artifact, scoring_counts
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.store import open_store
 from raydistill.teachers.combine import Combiner
@@ -114,6 +114,11 @@ def test_scores_stand_beside_those_of_the_teachers(world, folder, judge_model):
         == counters["passages.judge"]
         == sum((~np.isnan(row["matrix"][3])).sum() for row in after.values())
     )
+    told = {row["scorer"]: row for row in scoring_counts(scorers, scored)}
+    assert [row["kind"] for row in told.values()] == ["cross-encoder", "llm"]
+    assert told["reader"]["turns"] == told["judge"]["turns"] == len(after)
+    assert told["judge"]["passages"] == counters["passages.judge"]
+    assert told["judge"]["prompt_tokens"] > told["judge"]["prompts"] > told["reader"]["prompt_tokens"] == 0
     assert {k: v for k, v in counters.items() if "." not in k} == {
         k: v for k, v in mined.manifest().metadata["counters"].items() if "." not in k
     }
