@@ -19,6 +19,7 @@ from raydistill.config import (
     StudentConfig,
     result_fields,
 )
+from raydistill.encoders import term_cache
 from raydistill.encoders.interface import SparseEncoder
 from raydistill.encoders.lexical import LexicalEncoder, LexicalStatistics, TermCounter
 from raydistill.errors import ConfigError
@@ -93,10 +94,18 @@ def _trained_splade(documents: LearnedDocumentsConfig, folder: str) -> SpladeDoc
 def load_term_counter(student: StudentConfig) -> TermCounter:
     """Return the counter of terms over the student's vocabulary: what `count_statistics` of a lexical index takes.
 
-    Raises ConfigError when the student's tokenizer cannot be loaded or is not a fast one.
+    It comes out of this machine's cache where one was loaded before, see `term_cache`. Raises ConfigError when the student's
+    tokenizer cannot be loaded or is not a fast one.
     """
+    path = term_cache.entry(student, TOKENIZER_FILES)
+    kept = None if path is None else term_cache.read(path)
+    if kept is not None:
+        return kept
     tokenizer = load_tokenizer(student.model, student.revision, student.trust_remote_code, "student.model")
-    return TermCounter(tokenizer, max(len(tokenizer), _configured_vocabulary_size(student)))
+    counter = TermCounter(tokenizer, max(len(tokenizer), _configured_vocabulary_size(student)))
+    if path is not None:
+        term_cache.write(path, counter)
+    return counter
 
 
 def load_tokenizer(model: str, revision: str | None, trust_remote_code: bool, field: str) -> Any:

@@ -8,7 +8,7 @@ the collection is not done here; statistics of shards are merged.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -129,6 +129,22 @@ class TermCounter:
             raise ConfigError(f"the tokenizer has {needed} terms, more than the vocabulary size {self.vocabulary_size}")
         self._dropped = np.zeros(self.vocabulary_size, dtype=bool)
         self._dropped[special_token_ids(tokenizer)] = True
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` makes the same counter of."""
+        return {
+            "tokenizer": self._tokenizer.to_str(),
+            "vocabulary_size": self.vocabulary_size,
+            "dropped": np.flatnonzero(self._dropped).tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> TermCounter:
+        """Return the counter that `to_json` was asked of."""
+        counter = cls(Tokenizer.from_str(content["tokenizer"]), content["vocabulary_size"])
+        # A Hugging Face tokenizer may know of more special tokens than its backend does.
+        counter._dropped[content["dropped"]] = True
+        return counter
 
     def vocabulary(self) -> list[str]:
         """Return the terms by id, `vocabulary_size` strings."""
