@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 
 def write_report(chain: Chain, evaluation: Artifact, student: Artifact) -> None:
-    """Write report.html and report.json of a run, over those of before, and print the main table.
+    """Write report.html, report.json and model-card.md of a run, over those of before, and print the main table.
 
-    What `raydistill ablate` found on the test turns is part of it, where that has run.
+    The card is the student's, with what was measured on the test turns: the README.md to give it away with. What
+    `raydistill ablate` found on the test turns is part of the report, where that has run.
     """
+    from raydistill.distill.model_card import model_card
     from raydistill.evaluation.evaluate import load_metrics
     from raydistill.evaluation.report import build_report, console_table
 
@@ -37,6 +39,10 @@ def write_report(chain: Chain, evaluation: Artifact, student: Artifact) -> None:
     )
     store.replace(f"{chain.prefix}/report.html", report.html.encode())
     store.replace(f"{chain.prefix}/report.json", report.json.encode())
+    (measured,) = (system for system in metrics["systems"] if system["role"] == "student")
+    costs = {"FLOPS": {"mean": measured["flops"]["mean"]}, "L0": {"mean": measured["terms"]["mean"]}}
+    card = model_card(chain.config, {**measured["measures"], **costs})
+    store.replace(f"{chain.prefix}/model-card.md", card.encode())
     console = output_console()
     console.print(console_table(metrics))
     console.print(f"report   {store.root}/{chain.prefix}/report.html", soft_wrap=True, highlight=False)

@@ -1,4 +1,8 @@
-"""The model card written beside an exported student: what it is, what it was trained on and how, what it measured."""
+"""The model card of a student: what it is, what it was trained on and how, what it measured.
+
+A student gets one when training ends, with what its validation measured. Beside the run's report lies another, with what was
+measured on the test turns: the one to give the student away with.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +23,18 @@ from raydistill.config.data import PassageSource
 from raydistill.config.documents import DocumentsConfig, LexicalDocumentsConfig
 
 
-def model_card(config: DistillConfig, measures: Mapping[str, float] | None = None) -> str:
+def model_card(
+    config: DistillConfig,
+    test: Mapping[str, Mapping[str, float]] | None = None,
+    validation: Mapping[str, float] | None = None,
+) -> str:
     """Return the card as Markdown with a YAML header, as hubs and sentence-transformers expect it.
 
     Args:
         config: of the run. Files and folders are named without the place where they lay.
-        measures: values on the test conversations by name, FLOPS and L0 among them; None where nothing was measured.
+        test: on the test conversations by name, FLOPS and L0 among them: {"mean": value}, with "low" and "high" where there
+            is an interval; None where nothing was measured.
+        validation: the record of the validation whose parameters the student has: step, measures, l0 and flops.
     """
     header = yaml.safe_dump(
         {
@@ -50,7 +60,7 @@ matched with the vectors of the passage index it was trained for.
 
 ## Measures
 
-{_measured(config, measures)}
+{_measured(config, test, validation)}
 """
 
 
@@ -84,16 +94,38 @@ def _regularisation(train: TrainConfig) -> str:
     return f"`{regularisation.terms}`, driven to the target `{regularisation.target}`{depths}"
 
 
-def _measured(config: DistillConfig, measures: Mapping[str, float] | None) -> str:
-    if not measures:
+def _measured(
+    config: DistillConfig,
+    test: Mapping[str, Mapping[str, float]] | None,
+    validation: Mapping[str, float] | None,
+) -> str:
+    blocks = []
+    if test is not None:
+        values = {name: _with_interval(value) for name, value in test.items()}
+        blocks.append(
+            _table(f"On the test conversations ({_source(config.data.test)}), with 95 % bootstrap intervals.", values)
+        )
+    if validation is not None:
+        values = {
+            {"flops": "FLOPS", "l0": "L0"}.get(name, name): f"{value:.4g}"
+            for name, value in validation.items()
+            if name != "step" and "_depth_" not in name
+        }
+        blocks.append(_table(f"On held-out training conversations, at step {validation['step']:g}.", values))
+    if not blocks:
         return "None were taken when this card was written; the run's report holds those of its evaluation."
-    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in measures.items())
-    return f"""On the test conversations ({_source(config.data.test)}). FLOPS: expected number of terms that a query and a
-passage share; L0: terms of a query.
+    explained = "FLOPS: expected number of terms that a query and a passage share; L0: terms of a query."
+    return "\n\n".join([*blocks, explained])
 
-| measure | value |
-|---|---|
-{rows}"""
+
+def _with_interval(value: Mapping[str, float]) -> str:
+    interval = f" [{value['low']:.4g}, {value['high']:.4g}]" if "low" in value else ""
+    return f"{value['mean']:.4g}{interval}"
+
+
+def _table(caption: str, values: Mapping[str, str]) -> str:
+    rows = "\n".join(f"| {name} | {value} |" for name, value in values.items())
+    return f"{caption}\n\n| measure | value |\n|---|---|\n{rows}"
 
 
 def _source(source: ConversationSource | PassageSource) -> str:

@@ -198,7 +198,10 @@ def _train_in(
             best.fetch(trainer.progress.best_step, chosen)
     model = trainer.full_model(chosen)
     if model is not None:
-        _export(config, model, tokenizer, Artifact.from_json(settings["student"]))
+        exported = Artifact.from_json(settings["student"])
+        step = trainer.step if chosen is None else trainer.progress.best_step
+        measured = next((each for each in validation_records(config, exported) if each["step"] == step), None)
+        _export(config, model, tokenizer, exported, measured)
 
 
 def _recorder(
@@ -217,11 +220,15 @@ def _recorder(
     return Recorder(store, settings["training_prefix"], log_steps, steps, first_step, show, loggers, events)
 
 
-def _export(config: DistillConfig, model: Any, tokenizer: Any, student: Artifact) -> None:
-    """Put the student's Hugging Face folder into the run root, one part a file."""
+def _export(config: DistillConfig, model: Any, tokenizer: Any, student: Artifact, measured: Record | None) -> None:
+    """Put the student's Hugging Face folder into the run root, one part a file.
+
+    Args:
+        measured: what the validation of these very parameters found; None where there was none.
+    """
     from raydistill.distill.model_card import model_card
     from raydistill.encoders.checkpoint import save_student
 
     with tempfile.TemporaryDirectory() as folder:
-        save_student(model, tokenizer, Path(folder), config.student.text, model_card(config))
+        save_student(model, tokenizer, Path(folder), config.student.text, model_card(config, validation=measured))
         put_folder(ArtifactWriter(student), Path(folder))

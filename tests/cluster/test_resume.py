@@ -47,6 +47,8 @@ def test_resubmitting_after_a_killed_driver_resumes_training_with_any_workers(tm
     student = [system for system in report["evaluation"]["systems"] if system["role"] == "student"]
     assert len(student) == 1
     assert len(report["training"]) == max(steps)
+    card = (root / "runs" / "small" / "model-card.md").read_text()
+    assert f"| nDCG@10 | {student[0]['measures']['nDCG@10']['mean']:.4g} [" in card
 
     # Nothing is left to compute, so no cluster is joined: this one does not exist.
     elsewhere = {**environment(), "RAY_ADDRESS": "127.0.0.1:1"}

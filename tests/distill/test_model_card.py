@@ -52,9 +52,22 @@ def test_a_card_says_how_many_terms_are_kept() -> None:
 
 
 def test_a_card_shows_measures_where_there_are_some() -> None:
-    card = model_card(build_config(TREE), {"nDCG@10": 0.32149, "FLOPS": 1.84})
-    assert "On the test conversations (test.jsonl, split dev)" in card
-    assert "| nDCG@10 | 0.3215 |\n| FLOPS | 1.84 |" in card
+    test = {"nDCG@10": {"mean": 0.32149, "low": 0.25, "high": 0.4001}, "FLOPS": {"mean": 1.84}}
+    card = model_card(build_config(TREE), test)
+    assert "On the test conversations (test.jsonl, split dev), with 95 % bootstrap intervals." in card
+    assert "| nDCG@10 | 0.3215 [0.25, 0.4001] |\n| FLOPS | 1.84 |" in card
+    assert "held-out" not in card
+    assert "None were taken" not in card
+
+
+def test_a_card_shows_the_validation_of_the_student_that_it_lies_beside() -> None:
+    card = model_card(
+        build_config(TREE), validation={"step": 40, "R@100": 0.75, "l0": 31.5, "l0_depth_2": 30.0, "flops": 1.2}
+    )
+    assert "On held-out training conversations, at step 40." in card
+    assert "| R@100 | 0.75 |\n| L0 | 31.5 |\n| FLOPS | 1.2 |" in card
+    assert "depth" not in card.partition("## Measures")[2]
+    assert "On the test" not in card
 
 
 def test_the_header_is_yaml_between_dashes() -> None:

@@ -91,6 +91,9 @@ def test_the_best_validation_becomes_the_student_and_starts_the_next_one(
     loaded = load_student(fetch_folder(student, tmp_path / "student")).encoder(device="cpu")
     lengths = loaded.encode_queries(["w1 w2 w3", "w5 w6 w7 [SEP] w4 [SEP] w1 w2 w3"]).lengths()
     assert lengths.mean() == pytest.approx(best["l0"])
+    card = (tmp_path / "student" / "README.md").read_text()
+    assert f"at step {best['step']:g}." in card
+    assert f"| RR | {best['RR']:.4g} |" in card
     events = [info.key for info in open_store(settings.root).list("runs/tiny/training/")]
     assert any("/tensorboard/00000000/events." in key for key in events)
 
@@ -98,6 +101,7 @@ def test_the_best_validation_becomes_the_student_and_starts_the_next_one(
     short = config(mined, tiny_encoder, epochs=0.1, learning_rate=1e-12, weight_decay=0.0)
     second = train(short, *mined, None, student)
     again = load_student(fetch_folder(second, tmp_path / "second")).encoder(device="cpu")
+    assert "None were taken" in (tmp_path / "second" / "README.md").read_text()
     texts = ["w1 w2 w3", "w9 w10"]
     np.testing.assert_allclose(again.encode_queries(texts).to_dense(), loaded.encode_queries(texts).to_dense(), atol=1e-5)
 
