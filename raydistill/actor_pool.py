@@ -39,7 +39,10 @@ _QUIET_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "
 
 
 def connect(config: RayConfig) -> None:
-    """Join the cluster the configuration names, or start a local one; a no-op when this process is connected."""
+    """Join the cluster the configuration names, or start a local one; a no-op when this process is connected.
+
+    Raises ResourceError when no cluster answers there.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -53,7 +56,14 @@ def connect(config: RayConfig) -> None:
         "logging_level": logging.WARNING,
     }
     if address:
-        ray.init(address=address, **options)
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ResourceError(
+                f"no Ray cluster could be joined at {address} ({reason}); start one (`ray start --head`), correct "
+                "ray.address or RAY_ADDRESS, or leave both out for a cluster of this process's own"
+            ) from error
     else:
         # Local only: without this Ray binds its ports to every interface of the machine.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

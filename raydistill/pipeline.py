@@ -127,10 +127,14 @@ class Chain:
     def corpus(self) -> Artifact:
         """The corpus in canonical shards, every judged passage found in it: first part of the index stage."""
         from raydistill.index.corpus import check_judged_passages, prepare_corpus
-        from raydistill.index.gold_texts import check_gold_texts
+        from raydistill.index.gold_texts import check_gold_texts, is_checked
 
         data, index = self.config.data, self.config.index
         corpus = prepare_corpus(data, index.passages_per_segment, index.workers, self.config.root)
+        if not is_checked(
+            corpus, self.inputs.judgements().values(), [each.gold_texts for each in self.inputs.all().values()]
+        ):
+            connect(self.config.ray)  # a run whose stages are all made has joined no cluster yet
         # Training and test judgements often share a file: one pass over the corpus for each file.
         for uri, qrels in self.inputs.judgements().items():
             check_judged_passages(corpus, qrels, uri, index.workers)

@@ -161,6 +161,11 @@ def _check_starts(student: StudentConfig, documents: DocumentsConfig) -> None:
 def _check_learned(documents: LearnedDocumentsConfig, student: StudentConfig) -> None:
     for run in documents.training.runs:
         input_files([run.run, *([run.rewrites] if run.rewrites else [])])
+    if documents.training.dense_teacher is not None:
+        # Imported here: it needs torch.
+        from raydistill.encoders.dense import check_dense_encoder
+
+        check_dense_encoder(documents.training.dense_teacher, "index.documents.training.dense_teacher")
     if not documents.starts_student:
         return
     if documents.head != student.head:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 import urllib.request
 from typing import Any
@@ -14,6 +16,7 @@ from pydantic import ValidationError
 from raydistill.actor_pool import _places, map_shards, require_resources
 from raydistill.config import PoolConfig, TrainConfig, WorkerConfig
 from raydistill.errors import DataError, ResourceError
+from tests.small_world import environment
 
 
 class Doubler:
@@ -33,6 +36,12 @@ class Doubler:
 
 
 SPECS = [{"n": n} for n in range(1, 6)]
+
+
+def test_a_cluster_that_cannot_be_joined_is_a_sentence() -> None:
+    join = "import raydistill.actor_pool as pool, raydistill.config as config; pool.connect(config.RayConfig(address='no'))"
+    done = subprocess.run([sys.executable, "-c", join], env=environment(), capture_output=True, text=True, check=False)
+    assert "ResourceError: no Ray cluster could be joined at no (Invalid address format: no); start one" in done.stderr
 
 
 def test_every_shard_gives_its_receipt(ray_cluster: None) -> None:

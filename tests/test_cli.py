@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from raydistill import pipeline
 from raydistill.cli import main
 from tests.small_world import arguments, small_world
 from tests.teachers.endpoint import MODEL, said, serving
@@ -190,6 +191,23 @@ def test_a_lost_segment_is_built_again(data: Path, tmp_path: Path, ray_cluster: 
     assert main(command) == 0
     assert segments[0].read_bytes() == content
     assert len(list((tmp_path / "root").glob("indexes/*/manifests/*"))) == 1
+
+
+def test_a_finished_run_joins_a_cluster_where_new_judgements_are_to_be_looked_up(
+    data: Path, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["index", *arguments(data, str(tmp_path / "root"))]
+    assert main(command) == 0
+    joined: list[object] = []
+    monkeypatch.setattr(pipeline, "connect", joined.append)
+    assert main(command) == 0
+    assert joined == []
+    qrels = (data / "qrels.tsv").read_text().splitlines()
+    (data / "qrels.tsv").write_text("\n".join(qrels[:-1]) + "\n")
+    assert main(command) == 0
+    assert len(joined) == 1
+    assert main(command) == 0
+    assert len(joined) == 1
 
 
 def test_a_missing_bucket_is_named_before_ray_starts(refused: Run, s3_endpoint: str) -> None:

@@ -57,6 +57,15 @@ def test_relative_locations_start_at_the_file_and_overrides_at_the_current_direc
     assert load_config(config_file, ["vars.data=other"]).data.corpus == (str(elsewhere / "other" / "corpus.jsonl"),)
 
 
+def test_a_tilde_is_the_home_folder(config_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    config = load_config(config_file, ["root=~/runs", "student.model=~/models/small"])
+    assert config.root == str(tmp_path / "home" / "runs")
+    assert config.student.model == str(tmp_path / "home" / "models" / "small")
+    with pytest.raises(ConfigError, match=r"root: '~nobody-of-this-name/x' names a home folder that is not known here"):
+        load_config(config_file, ["root=~nobody-of-this-name/x"])
+
+
 def test_a_dumped_configuration_loads_as_an_equal_one(config_file: Path, tmp_path: Path) -> None:
     config = load_config(config_file, ["train.epochs=2", "train.objective=0.5*kld(tau=2) + 0.5*infonce", "rounds=2"])
     copy = tmp_path / "copy" / "resolved.yaml"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from raydistill.config.data import TextConfig
 from raydistill.config.dense import DenseEncoderConfig
@@ -176,6 +176,15 @@ class DocumentTrainingConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _loop_can_run(self) -> DocumentTrainingConfig:
+        try:
+            self.loop_settings()
+        except ValidationError as error:
+            # Its own sentence, in the fields that both have by the same names.
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        return self
+
+    @model_validator(mode="after")
     def _graphs_can_be_held(self) -> DocumentTrainingConfig:
         if self.zero_stage == 3 and not self.cache_gradients:
             raise ValueError("cache_gradients is false, which zero_stage 3 cannot do: its shards serve one chunk at a time")
@@ -215,7 +224,7 @@ class LearnedDocumentsConfig(Section):
     revision: str | None = None
     head: Literal["mlm", "identity"] = "mlm"
     """As for the student."""
-    active_share: Fraction = 0.005
+    active_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.005
     """identity head only: share of the vocabulary active on average in a passage before training."""
     pooling: Added[Literal["max", "sum"] | None] = None
     """As for the student, which must have the same where it starts from this encoder."""

@@ -38,6 +38,11 @@ def _absolute_location(value: Any, info: ValidationInfo) -> Any:
     """Make a relative path absolute: Ray workers run elsewhere and could not resolve it."""
     if not isinstance(value, str) or "://" in value or value.startswith(("/", "package:")):
         return value
+    if value.startswith("~"):
+        try:
+            return str(Path(value).expanduser())
+        except RuntimeError as error:
+            raise ValueError(f"{value!r} names a home folder that is not known here; give an absolute path") from error
     folder = (info.context or {}).get("folder") if not isinstance(value, CommandLineValue) else Path.cwd()
     if folder is None:
         raise ValueError(f"{value!r} is a relative path; give a URI or an absolute path")

@@ -10,6 +10,7 @@ class ProgressBoard:
         self._state: tuple[int, int, str] = (0, 0, "")
         self._failure: tuple[str, str] | None = None
         self._failed = 0
+        self._warnings: list[str] = []
 
     def write(self, step: int, steps: int, note: str) -> None:
         """Take the step reached, the number of all steps, and a short note."""
@@ -18,6 +19,14 @@ class ProgressBoard:
     def read(self) -> tuple[int, int, str]:
         """Return what was written last."""
         return self._state
+
+    def warn(self, sentence: str) -> None:
+        """Take something that the driver should say."""
+        self._warnings.append(sentence)
+
+    def warnings(self, first: int) -> list[str]:
+        """Return the warnings from a number on."""
+        return self._warnings[first:]
 
     def fail(self, kind: str, message: str) -> None:
         """Take the type and the sentence of a worker's error that no retry can mend; the first one's stays."""

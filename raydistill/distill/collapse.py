@@ -25,9 +25,15 @@ _COLLAPSED_SHARE_UNDER_FIXED_WEIGHTS = 0.1
 
 
 class CollapseWatch:
-    """Averages of what queries have left, and the verdict on them."""
+    """Averages of what texts have left, and the verdict on them.
 
-    def __init__(self, config: RegularisationConfig) -> None:
+    Args:
+        config: the regularisation that is watched.
+        field: its configuration field, and `texts` what it regularises, for the sentence.
+    """
+
+    def __init__(self, config: RegularisationConfig, field: str = "train.regularisation", texts: str = "queries") -> None:
+        self._field, self._texts = field, texts
         self._target = config.target
         self._guard = config.terms.guard
         self._few = self._guard.floor if self._guard else _FEW_TERMS
@@ -62,7 +68,7 @@ class CollapseWatch:
         if asked or not halved or self._starved.mean <= _MOST_STARVED or self._start_starved.mean > _MOST_STARVED:
             return None
         return (
-            f"{self._starved.mean:.0%} of the queries have {self._few} non-zero terms or fewer, "
+            f"{self._starved.mean:.0%} of the {self._texts} have {self._few} non-zero terms or fewer, "
             f"and {self._l0.mean:.1f} is their mean, {self._start_l0.mean:.1f} at the start"
         )
 
@@ -76,22 +82,26 @@ class CollapseWatch:
         else:
             limit = start * (_COLLAPSED_SHARE_UNDER_FIXED_WEIGHTS if self._fixed else _COLLAPSED_SHARE)
             against = ""
-        return f"queries have {now:.3g} {unit}, {start:.3g} at the start{against}" if now < limit else None
+        return f"{self._texts} have {now:.3g} {unit}, {start:.3g} at the start{against}" if now < limit else None
 
     def _remedy(self, penalised: bool) -> str:
         remedies = []
         if penalised and self._target is not None:
-            remedies.append("raise train.regularisation.target, or lower train.regularisation.controller.start_pull")
+            remedies.append(f"raise {self._field}.target, or lower {self._field}.controller.start_pull")
         elif penalised and self._fixed:
-            remedies.append("lower the weights in train.regularisation.terms, or name a target instead")
+            remedies.append(f"lower the weights in {self._field}.terms, or name a target instead")
         else:
             remedies.append(
-                "no penalty does this: raise student_tau in train.objective (scores too large for it shrink all)"
+                f"no penalty does this: raise student_tau in {self._training}.objective (scores too large for it shrink all)"
             )
-        remedies.append("lower train.learning_rate or train.head_learning_rate")
+        remedies.append(f"lower {self._training}.learning_rate or {self._training}.head_learning_rate")
         if self._guard is None:
-            remedies.append("add 0.1*guard to train.regularisation.terms")
+            remedies.append(f"add 0.1*guard to {self._field}.terms")
         return "; ".join(remedies)
+
+    @property
+    def _training(self) -> str:
+        return self._field.rpartition(".")[0]
 
     def state(self) -> dict[str, Any]:
         """Return all that changes, as JSON-able numbers."""

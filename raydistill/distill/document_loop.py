@@ -11,7 +11,7 @@ are held instead. DeepSpeed inside, no Ray.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from raydistill.encoders.splade import SpladeModel
 from raydistill.encoders.tokens import pad_id, padded, tokenize
 from raydistill.errors import TrainingError
 
-Record = dict[str, float]
+Record = dict[str, Any]
 _CALIBRATION_PASSAGES = 256
 
 
@@ -75,7 +75,11 @@ class DocumentTrainer:
         groups = model.parameter_groups(settings.learning_rate, settings.weight_decay, settings.head_learning_rate)
         self.engine = start_engine(model, groups, settings, place)
         self._whole = WholeState(self.engine)
-        self._sparsity = {side: Sparsity(self._regularisation(side), None, self.steps) for side in SIDES}
+        field = "index.documents.training.{}_regularisation"
+        self._sparsity = {
+            side: Sparsity(self._regularisation(side), None, self.steps, field.format(side), texts)
+            for side, texts in zip(SIDES, ("queries", "passages"), strict=True)
+        }
         dense = self._training.dense_teacher
         self._dense = None if dense is None else DenseEncoder(dense, "index.documents.training.dense_teacher", place.device)
 
@@ -83,7 +87,8 @@ class DocumentTrainer:
         """Train from the current step to the last; on every worker, `log` gets the record of every step, and `checkpoint`
         is called where one is due.
 
-        Raises TrainingError when the loss is no number or a side has no term left.
+        Raises TrainingError when the loss is no number or a side has no term left, or sparsity collapses and its
+        regularisation's on_collapse is stop.
         """
         first = self.step
         batches = Prefetch(lambda: self._stream.batches(first))
@@ -94,10 +99,12 @@ class DocumentTrainer:
                 waited = time.perf_counter() - started
                 values = self._train_step(batch)
                 self.step += 1
-                self._check(values)
                 seconds = time.perf_counter() - started
                 pace = {"texts_per_second": self._training.texts / seconds, "data_wait_share": waited / seconds}
-                log({**values, **pace, "step": self.step, "epoch": batch.epoch})
+                advice = {side: told for side in SIDES if (told := self._sparsity[side].advice()) is not None}
+                record = {**values, **pace, "step": self.step, "epoch": batch.epoch}
+                log({**record, "advice": "; ".join(advice.values())} if advice else record)
+                self._check(values, advice)
                 if self.step % self._training.checkpoint_steps == 0 or self.step == self.steps:
                     checkpoint(self)
         finally:
@@ -219,7 +226,7 @@ class DocumentTrainer:
         queries = self._training.global_batch
         return whole[:queries] @ whole[queries:].T
 
-    def _check(self, values: Record) -> None:
+    def _check(self, values: Record, advice: Mapping[str, str]) -> None:
         if not _is_number(values["loss"]):
             raise TrainingError(
                 f"the loss of the document encoder is {values['loss']} at step {self.step}; lower "
@@ -231,6 +238,9 @@ class DocumentTrainer:
                     f"no {side} has a non-zero term left at step {self.step}, so no gradient can bring one back; lower "
                     f"index.documents.training.learning_rate, its head_learning_rate or {side}_regularisation"
                 )
+        for side, told in advice.items():
+            if self._regularisation(side).on_collapse == "stop":
+                raise TrainingError(told)
 
 
 def chunks_by_length(lengths: Sequence[int], chunk: int) -> list[list[int]]:

@@ -153,7 +153,8 @@ def _train(settings: dict[str, Any], worker: Worker) -> None:
                 if recorder is not None:
                     recorder.write()
 
-            worker.checkpoint(current.step, save)
+            # The last one is whole before the export begins: started again, that must put the same files.
+            worker.checkpoint(current.step, save, at_once=current.step == current.steps)
 
         trainer.run(recorder.log if recorder is not None else lambda record: None, save_checkpoint)
         model = trainer.full_model()
@@ -168,7 +169,7 @@ def _recorder(config: DistillConfig, encoder: Artifact, trainer: Any, worker: Wo
     show(trainer.step, "")
     store, prefix = open_store(config.root), documents_prefix(config, encoder)
     log_steps = _documents(config).training.log_steps
-    return Recorder(store, prefix, log_steps, trainer.steps, trainer.step, show, [], events)
+    return Recorder(store, prefix, log_steps, trainer.steps, trainer.step, show, worker.warn, [], events)
 
 
 def _export(config: DistillConfig, model: Any, tokenizer: Any, encoder: Artifact) -> None:

@@ -6,6 +6,7 @@ preemption. What the workers of a training do is in `train` and `document_train`
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import tempfile
@@ -19,14 +20,18 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train import CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydistill import errors
 from raydistill.config import WorkerConfig
 from raydistill.distill.board import ProgressBoard
 from raydistill.errors import ConfigError, CorruptObjectError, DataError, RaydistillError, TrainingError
 from raydistill.progress import track
+
+logger = logging.getLogger("raydistill")
 
 _POLL_SECONDS = 1.0
 _STEPS_BETWEEN_PREEMPTION_CHECKS = 8
@@ -79,6 +84,10 @@ class Worker:
     def show(self, step: int, steps: int, note: str) -> None:
         """Tell the driver how far the training is."""
         self._board.write.remote(step, steps, note)
+
+    def warn(self, sentence: str) -> None:
+        """Have the driver say something: a worker's own log reaches nobody."""
+        self._board.warn.remote(sentence)
 
     def resume(self, restore: Callable[[Path], None]) -> None:
         """Call `restore` with the folder of the newest checkpoint, where there is one."""
@@ -166,7 +175,10 @@ def fit(training: Training) -> None:
         KeyboardInterrupt: on Ctrl-C.
     """
     storage, _, name = training.place.rpartition("/")
-    workers, board = training.workers, ray.remote(num_cpus=0)(ProgressBoard).remote()
+    workers = training.workers
+    # Where the driver is, as Ray Train's controller: the loss of a worker's node must not end the training.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(ProgressBoard).remote()
     trainer = TorchTrainer(
         _run_worker,
         train_loop_config={"work": training.work, "settings": training.settings, "workers": workers, "board": board},
@@ -203,7 +215,10 @@ def fit(training: Training) -> None:
 
 def _reported(board: Any) -> RaydistillError | None:
     """Return the error that a worker told the board; None where none did."""
-    failure = ray.get(board.failure.remote())
+    try:
+        failure = ray.get(board.failure.remote())
+    except RayActorError:  # killed, so that it can tell nothing
+        return None
     return None if failure is None else getattr(errors, failure[0])(failure[1])
 
 
@@ -229,12 +244,15 @@ def _shown_progress(board: Any, title: str) -> Iterator[None]:
         if not steps:
             return
         with track(title, steps, "steps") as advance:
-            shown = 0
+            shown = told = 0
             while True:
                 ended = stop.wait(_POLL_SECONDS)
                 step, _, note = ray.get(board.read.remote())
                 advance(step - shown, note)
                 shown = step
+                for sentence in ray.get(board.warnings.remote(told)):
+                    logger.warning("%s: %s", title, sentence)
+                    told += 1
                 if ended:
                     return
 

@@ -12,7 +12,6 @@ number of workers, accumulation and the ZeRO stage change nothing but the order 
 
 from __future__ import annotations
 
-import logging
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +51,6 @@ from raydistill.encoders.tokens import pad_id, padded, tokenize
 from raydistill.errors import TrainingError
 from raydistill.storage.artifacts import fingerprint
 
-logger = logging.getLogger("raydistill")
 Record = dict[str, Any]
 _CALIBRATION_QUERIES = 256
 
@@ -119,7 +117,6 @@ class Trainer:
         self.step = 0
         self.progress = Progress()
         self.preempted = False
-        self._has_warned = False
         # Settings of a validation that does not take place change nothing: a checkpoint stays good when they change.
         counting = config if validator is not None else config.model_copy(update={"validation": ValidationConfig()})
         self._fingerprint = fingerprint(
@@ -157,22 +154,28 @@ class Trainer:
         config, first = self._config, self.step
         batches = Prefetch(lambda: self._stream.batches(first))
         try:
-            while self.step < self.steps and not self.progress.is_over(config.validation.patience):
+            while not self.is_over:
                 started = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - started
                 values = self._train_step(batch)
                 self.step += 1
                 seconds = time.perf_counter() - started
-                hooks.log({**values, "step": self.step, "epoch": batch.epoch, **self._pace(seconds, waited)})
-                self._check(values)
+                advice = self._sparsity.advice()
+                record = {**values, "step": self.step, "epoch": batch.epoch, **self._pace(seconds, waited)}
+                hooks.log(record if advice is None else {**record, "advice": advice})
+                self._check(values, advice)
                 if self._validator and (self.step % config.validation.every_steps == 0 or self.step == self.steps):
                     self._validate(self._validator, hooks)
-                ended = self.step == self.steps or self.progress.is_over(config.validation.patience)
-                if self._is_warned(hooks) or ended or self.step % config.checkpoint_steps == 0:
+                if self._is_warned(hooks) or self.is_over or self.step % config.checkpoint_steps == 0:
                     hooks.checkpoint(self.step, self)
         finally:
             batches.close()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last step is done, or validation has brought nothing better for long enough."""
+        return self.step >= self.steps or self.progress.is_over(self._config.validation.patience)
 
     def _is_warned(self, hooks: Hooks) -> bool:
         """Return on every worker whether one of them heard of its preemption just now."""
@@ -299,7 +302,7 @@ class Trainer:
         vectors: Tensor = self.engine(*padded(ids, pad_id(self._tokenizer), self._place.device))
         return vectors.float()
 
-    def _check(self, values: Record) -> None:
+    def _check(self, values: Record, advice: str | None) -> None:
         if not np.isfinite(values["loss"]):
             raise TrainingError(
                 f"the loss is {values['loss']} at step {self.step}; lower train.learning_rate, or set train.precision "
@@ -310,14 +313,8 @@ class Trainer:
                 f"no query has a non-zero term left at step {self.step}, so no gradient can bring one back; lower "
                 "train.learning_rate or train.head_learning_rate, or the regularisers' weights"
             )
-        advice = self._sparsity.advice()
-        if advice is not None:
-            if self._config.regularisation.on_collapse == "stop":
-                raise TrainingError(advice)
-            values["advice"] = advice
-            if not self._has_warned and self._place.rank == 0:
-                logger.warning("%s", advice)
-        self._has_warned = advice is not None
+        if advice is not None and self._config.regularisation.on_collapse == "stop":
+            raise TrainingError(advice)
 
     def _pace(self, seconds: float, waited: float) -> Record:
         if self._place.device.type == "cuda":

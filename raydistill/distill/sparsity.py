@@ -31,9 +31,17 @@ class Sparsity:
         document_share: float32 [V], share of the index's passages that hold each term; None where no fixed passages
             exist, and then no FLOPS of queries with passages.
         steps: optimizer steps of the whole training.
+        field: configuration field of `config`, and `texts` what it regularises, for messages.
     """
 
-    def __init__(self, config: RegularisationConfig, document_share: Tensor | None, steps: int) -> None:
+    def __init__(
+        self,
+        config: RegularisationConfig,
+        document_share: Tensor | None,
+        steps: int,
+        field: str = "train.regularisation",
+        texts: str = "queries",
+    ) -> None:
         if document_share is None and config.target is not None and config.target.measure == "flops":
             raise ValueError(f"the target {config.target} is measured against fixed passages; without them use one on l0")
         self._config = config
@@ -47,7 +55,7 @@ class Sparsity:
                 config.controller, config.target.bound, self._buckets, steps, config.start_lambda, response
             )
         self._step = 0
-        self._collapse = CollapseWatch(config)
+        self._collapse = CollapseWatch(config, field, texts)
 
     def penalty(self, queries: Tensor, depths: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Return the weighted sum of all penalties at the current step, and values to log.

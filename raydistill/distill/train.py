@@ -168,7 +168,8 @@ def _train_in(
                 recorder.write()
             best.checkpointed(current.progress.best_step)
 
-        worker.checkpoint(step, save, at_once=current.preempted)
+        # The last one is whole before the export begins: started again, that must put the same files.
+        worker.checkpoint(step, save, at_once=current.preempted or current.is_over)
 
     def keep_best(step: int, current: Trainer) -> None:
         with tempfile.TemporaryDirectory() as written:
@@ -210,14 +211,16 @@ def _recorder(
     events = folder / "tensorboard"
     events.mkdir()
     identity = Artifact.from_json(settings["student"]).fingerprint[:16]
-    loggers = open_loggers(config.train.loggers, config.run, identity, config.train.model_dump(mode="json"), events)
+    loggers = open_loggers(
+        config.train.loggers, config.run, identity, config.train.model_dump(mode="json"), events, worker.warn
+    )
 
     def show(step: int, note: str) -> None:
         worker.show(step, steps, note)
 
     show(first_step, "")
     store, log_steps = open_store(config.root), config.train.log_steps
-    return Recorder(store, settings["training_prefix"], log_steps, steps, first_step, show, loggers, events)
+    return Recorder(store, settings["training_prefix"], log_steps, steps, first_step, show, worker.warn, loggers, events)
 
 
 def _export(config: DistillConfig, model: Any, tokenizer: Any, student: Artifact, measured: Record | None) -> None:

@@ -34,7 +34,8 @@ class Recorder:
         store: of the run root. prefix: of the training.
         log_steps: optimizer steps between records that are kept; the last step and those with advice always are.
         first_step: steps done when this start of the training began; names its files.
-        show: called with step and a short note for every step.
+        show: called with step and a short note for every step. warn: with the advice of a step that has some after one that
+            had none.
         loggers: further destinations of what is kept. events: local folder of their event files.
     """
 
@@ -46,6 +47,7 @@ class Recorder:
         steps: int,
         first_step: int,
         show: Callable[[int, str], None],
+        warn: Callable[[str], None],
         loggers: Sequence[TrainingLogger],
         events: Path,
     ) -> None:
@@ -54,7 +56,8 @@ class Recorder:
         self._log_steps = log_steps
         self._steps = steps
         self._start = f"{first_step:08d}"
-        self._show = show
+        self._show, self._warn = show, warn
+        self._has_warned = False
         self._loggers = loggers
         self._events = events
         self._records: dict[str, list[Record]] = {"metrics": [], "validations": []}
@@ -65,6 +68,9 @@ class Recorder:
         if step % self._log_steps == 0 or step == self._steps or "advice" in record:
             self._records["metrics"].append(record)
             log_record(self._loggers, record, "train")
+        if "advice" in record and not self._has_warned:
+            self._warn(record["advice"])
+        self._has_warned = "advice" in record
         self._show(step, f"loss {record['loss']:.3f} L0 {record['l0']:.0f}")
 
     def validated(self, record: Record) -> None:

@@ -76,7 +76,11 @@ def build_report(
             comparison_section(metrics),
             effectiveness_section(metrics),
             slices_section(metrics),
-            page.section("Training", page.grid(training_figures(training, config.train.objective.part_names), small=True)),
+            page.section(
+                "Training",
+                page.grid(training_figures(training, config.train.objective.part_names), small=True),
+                text=_advice(training),
+            ),
             page.section("Validation", page.grid(validation_figures(validation), small=True)),
             teacher_section(metrics, teaching, scoring),
             ablation_section(ablation),
@@ -99,6 +103,12 @@ def build_report(
         "ablation": ablation,
     }
     return Report(page.page(f"{config.run} · raydistill", body), json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def _advice(training: Sequence[Mapping[str, Any]]) -> str:
+    """Return what training said last of a collapse of sparsity, and at how many of the logged steps it said so."""
+    said = [str(record["advice"]) for record in training if "advice" in record]
+    return f"Sparsity collapsed at {len(said)} of {len(training)} logged steps. Of the last: {said[-1]}." if said else ""
 
 
 def console_table(metrics: Metrics) -> Table:

@@ -102,6 +102,17 @@ def quarantined_rows(artifact: Artifact) -> list[tuple[str, str]]:
     return list(_quarantined(artifact, artifact.manifest().parts))
 
 
+def judged_check(corpus: Artifact, qrels: Mapping[str, Mapping[str, int]]) -> Artifact | None:
+    """Return where `check_judged_passages` remembers that it has passed; None where there is nothing to check."""
+    judged = _judged(qrels)
+    inputs = {"corpus": corpus.fingerprint}
+    return Artifact(corpus.root, "judged", "passages", fingerprint("judged", 1, {"ids": judged}, inputs)) if judged else None
+
+
+def _judged(qrels: Mapping[str, Mapping[str, int]]) -> list[str]:
+    return sorted({passage_id for grades in qrels.values() for passage_id in grades})
+
+
 def check_judged_passages(
     corpus: Artifact, qrels: Mapping[str, Mapping[str, int]], source: str, workers: WorkerConfig
 ) -> None:
@@ -114,13 +125,8 @@ def check_judged_passages(
         qrels: query id -> passage id -> grade.
         source: URI that the qrels come from, for the message.
     """
-    judged = sorted({passage_id for grades in qrels.values() for passage_id in grades})
-    if not judged:
-        return
-    passed = Artifact(
-        corpus.root, "judged", "passages", fingerprint("judged", 1, {"ids": judged}, {"corpus": corpus.fingerprint})
-    )
-    if passed.find_manifest() is not None:
+    judged, passed = _judged(qrels), judged_check(corpus, qrels)
+    if passed is None or passed.find_manifest() is not None:
         return
     manifest = corpus.manifest()
     specs = [{"part": part.to_json()} for part in passage_parts(manifest)]

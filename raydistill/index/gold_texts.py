@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -16,15 +16,34 @@ import pyarrow.parquet as pq
 from raydistill.actor_pool import map_shards
 from raydistill.config import WorkerConfig
 from raydistill.errors import DataError
-from raydistill.index.corpus import passage_parts
+from raydistill.index.corpus import judged_check, passage_parts
 from raydistill.progress import track
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, Part, fingerprint
 
-_SAMPLE = 1000
+_SAMPLE_SIZE = 1000
 _COMPARED = 60
 _KEPT = 400
 _DIGITS = 18
 _WORDS = re.compile(r"\w+")
+
+
+def gold_texts_check(corpus: Artifact, texts: Mapping[str, str]) -> Artifact | None:
+    """Return where `check_gold_texts` remembers that it has passed; None where there is nothing to check."""
+    sample = _sample(texts)
+    name = fingerprint("gold-texts", 1, sample, {"corpus": corpus.fingerprint})
+    return Artifact(corpus.root, "gold-texts", "passages", name) if sample else None
+
+
+def is_checked(
+    corpus: Artifact, qrels: Iterable[Mapping[str, Mapping[str, int]]], texts: Iterable[Mapping[str, str]]
+) -> bool:
+    """Return whether everything that `check_judged_passages` and this module check of a corpus has passed before."""
+    checks = [*(judged_check(corpus, each) for each in qrels), *(gold_texts_check(corpus, each) for each in texts)]
+    return all(check is None or check.find_manifest() is not None for check in checks)
+
+
+def _sample(texts: Mapping[str, str]) -> dict[str, str]:
+    return {each: _plain(texts[each]) for each in sorted(texts, key=_hash)[:_SAMPLE_SIZE] if _plain(texts[each])}
 
 
 def check_gold_texts(corpus: Artifact, texts: Mapping[str, str], source: str, workers: WorkerConfig) -> None:
@@ -38,13 +57,8 @@ def check_gold_texts(corpus: Artifact, texts: Mapping[str, str], source: str, wo
             concern.
         source: where they come from, for the message.
     """
-    sample = {each: _plain(texts[each]) for each in sorted(texts, key=_hash)[:_SAMPLE] if _plain(texts[each])}
-    if not sample:
-        return
-    passed = Artifact(
-        corpus.root, "gold-texts", "passages", fingerprint("gold-texts", 1, sample, {"corpus": corpus.fingerprint})
-    )
-    if passed.find_manifest() is not None:
+    sample, passed = _sample(texts), gold_texts_check(corpus, texts)
+    if passed is None or passed.find_manifest() is not None:
         return
     wanted = sorted({found for each in sample for found in (each, _shifted(each, -1), _shifted(each, 1)) if found})
     specs = [{"part": part.to_json()} for part in passage_parts(corpus.manifest())]
@@ -58,7 +72,7 @@ def check_gold_texts(corpus: Artifact, texts: Mapping[str, str], source: str, wo
     different = [each for each, text in compared.items() if not _same(text, held[each])]
     if 2 * len(different) > len(compared):
         raise DataError(_sentence(source, sample, held, different, len(compared)))
-    ArtifactWriter(passed).commit([], {"compared": len(compared), "different": different[:_SAMPLE]})
+    ArtifactWriter(passed).commit([], {"compared": len(compared), "different": different[:_SAMPLE_SIZE]})
 
 
 def _sentence(source: str, sample: Mapping[str, str], held: Mapping[str, str], different: list[str], compared: int) -> str:

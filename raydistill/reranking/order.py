@@ -15,7 +15,11 @@ def query_text(question: str, history: History, form: QueryText) -> str:
     """Return what of a conversation a cross-encoder reads, newest first."""
     if form == "last turn":
         return " ".join(question.split())
-    return user_turns_text(question, history) if form == "all user turns" else full_conversation_text(question, history)
+    if form == "all user turns":
+        return user_turns_text(question, history)
+    if form == "full conversation":
+        return full_conversation_text(question, history)
+    raise ValueError(f"there is no query text {form!r}")
 
 
 def reordered(

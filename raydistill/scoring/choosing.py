@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raydistill.errors import TeacherError
 from raydistill.teachers.cache import EngineIdentity, GenerationCache
-from raydistill.teachers.engine import ChoosingEngine, Failure, Generation
+from raydistill.teachers.engine import Choices, ChoosingEngine, ChoosingStoppedError, Failure, Generation
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,20 @@ def cached_choose(
 ) -> Chosen:
     """Return the log-probabilities of options after every prompt; only what the cache lacks reaches the engine.
 
-    A prompt that occurs twice is asked once. Failed ones are not kept. Raises TeacherError when the engine cannot go on.
+    A prompt that occurs twice is asked once. Failed ones are not kept. What an engine answered before it stopped is kept;
+    then TeacherError is raised.
     """
     keys = [choice_key(cache.engine, prompt_version, options, prompt) for prompt in prompts]
     missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if cache.find(key) is None}
     failed: dict[str, Failure | None] = {}
     if missing:
-        made = engine.choose(list(missing.values()), options)
-        rows = dict(zip(missing, made.log_probabilities, strict=True))
+        try:
+            made = engine.choose(list(missing.values()), options)
+        except ChoosingStoppedError as stopped:
+            _keep(cache, missing, stopped.choices)
+            raise TeacherError(str(stopped)) from stopped
         failed = dict(zip(missing, made.failures, strict=True))
-        # The cache keeps generations: the numbers are the text of one.
-        cache.add({key: Generation(_text(rows[key]), 0, 1, "choice", failed[key]) for key in missing})
+        _keep(cache, missing, made)
     values = np.full((len(prompts), len(options)), np.nan)
     for place, key in enumerate(keys):
         kept = cache.find(key)
@@ -59,6 +63,12 @@ def choice_key(engine: EngineIdentity, prompt_version: str, options: Sequence[st
     """Return the name of a choice before it is made: SHA-256 over everything that decides it, 64 hex characters."""
     parts: list[Any] = ["choice", engine.key, prompt_version, list(options), prompt]
     return hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _keep(cache: GenerationCache, keys: Iterable[str], made: Choices) -> None:
+    # The cache keeps generations: the numbers are the text of one.
+    rows = zip(keys, made.log_probabilities, made.failures, strict=True)
+    cache.add({key: Generation(_text(row), 0, 1, "choice", failure) for key, row, failure in rows})
 
 
 def _text(row: NDArray[np.float64]) -> str:

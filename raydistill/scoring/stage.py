@@ -7,14 +7,15 @@ it (NaN), and none is made up; see `teachers.combine` for what becomes of it.
 
 Judgements, Parquet, one part a range of a candidates part: query_id string, passages list<int64> (ascending), scores
 list<float32> (log-odds of fitting, higher is better; NaN where the model gave none). Memory of a worker: the index mapped,
-the texts of turns_per_task x depth passages, the model.
+the texts of turns_per_task x depth passages, the model; beside a language model also the cache of all that its engine was
+asked in this run root, about 400 bytes a prompt (an estimate: a key of 64 characters and a short text).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from raydistill.actor_pool import map_shards
-from raydistill.config import LlmScorerConfig, PoolConfig, ScorerConfig, WorkerConfig
+from raydistill.config import LlmScorerConfig, PoolConfig, QueryText, ScorerConfig, WorkerConfig
 from raydistill.errors import DataError, TeacherError
 from raydistill.index.candidates import CANDIDATES, candidate_scores, parquet_bytes
 from raydistill.index.publish import IndexVersion
@@ -79,10 +80,16 @@ def score_candidates(
         workers: of the joining.
 
     Raises:
-        DataError: the corpus' texts are not there.
+        DataError: the corpus' texts are not there, or a scorer reads a teacher that has no rewrites of these turns.
         TeacherError: a model cannot go on, or gave not one score.
         ResourceError: the cluster cannot hold a scorer's workers.
     """
+    for scorer in scorers:
+        if scorer.query not in (*rewrites, *get_args(QueryText)):
+            raise DataError(
+                f"scorers.{scorer.name}.query is the teacher {scorer.query!r}, which has no rewrites of these turns; "
+                f"add them to the teacher, or let the scorer read {', '.join(get_args(QueryText))}"
+            )
     target = scored_artifact(scorers, candidates, rewrites)
     if target.find_manifest() is not None:
         return target

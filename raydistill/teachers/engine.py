@@ -87,6 +87,14 @@ class EngineStoppedError(TeacherError):
         self.generations = tuple(generations)
 
 
+class ChoosingStoppedError(TeacherError):
+    """An engine that cannot go on choosing. What it still answered is among `choices`, to be kept."""
+
+    def __init__(self, message: str, choices: Choices) -> None:
+        super().__init__(message)
+        self.choices = choices
+
+
 class EngineDiedError(TeacherError):
     """An engine that is lost with whatever it held; another one may do what it could not."""
 
@@ -103,4 +111,5 @@ class ChoosingEngine(Protocol):
     """A language model that says how probable next tokens are."""
 
     def choose(self, prompts: Sequence[str], options: Sequence[str]) -> Choices:
-        """Return the log-probability of every option, a single token each, after every prompt. Raises as `generate`."""
+        """Return the log-probability of every option, a single token each, after every prompt. A dead engine raises
+        TeacherError, as ChoosingStoppedError when it answered some."""

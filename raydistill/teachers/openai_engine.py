@@ -21,8 +21,8 @@ from typing import Any, Protocol, TypeVar
 import aiohttp
 import numpy as np
 
-from raydistill.errors import ConfigError, TeacherError
-from raydistill.teachers.engine import Choices, EngineStoppedError, Failure, Generation, Sampling
+from raydistill.errors import ConfigError
+from raydistill.teachers.engine import Choices, ChoosingStoppedError, EngineStoppedError, Failure, Generation, Sampling
 from raydistill.teachers.openai_protocol import (
     PATHS,
     EndpointError,
@@ -130,16 +130,14 @@ class OpenAiEngine:
         return generations
 
     def choose(self, prompts: Sequence[str], options: Sequence[str]) -> Choices:
-        """Return the log-probabilities of options, each a token of the model, as far as the endpoint lists them: it does so
-        for the most probable tokens, 20 for chat and 5 for completions.
+        """Return the log-probabilities of options, each a token of the model. The endpoint lists the most probable tokens,
+        20 for chat and 5 for completions; see `choices_of` for options that are not among them.
 
-        A prompt without any is NO_LOG_PROBABILITIES. Raises TeacherError as `generate`.
+        A prompt without any is NO_LOG_PROBABILITIES. Raises ChoosingStoppedError where `generate` raises EngineStoppedError.
         """
         api = self.wording.api
         requests = [_Request(self.wording.choice_body(prompt), estimated_tokens(prompt) + 1) for prompt in prompts]
         made, stopped = self._answers(requests, lambda content: choices_of(content, api, options))
-        if stopped:
-            raise TeacherError(stopped)
         values = np.full((len(prompts), len(options)), np.nan)
         failures: list[Failure | None] = []
         for row, one in zip(values, made, strict=True):
@@ -150,7 +148,10 @@ class OpenAiEngine:
             else:
                 row[:] = one
                 failures.append(None)
-        return Choices(values, tuple(failures))
+        choices = Choices(values, tuple(failures))
+        if stopped:
+            raise ChoosingStoppedError(stopped, choices)
+        return choices
 
     def _answers(self, requests: Sequence[_Request], read: Callable[[bytes], T]) -> tuple[list[T | _Failed], str | None]:
         """Send all requests; return what `read` makes of each answer, or its failure; and why the engine stopped, if so."""

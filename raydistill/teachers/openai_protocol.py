@@ -17,6 +17,10 @@ PATHS: dict[Api, str] = {"chat": "chat/completions", "completions": "completions
 # The most that the API itself allows.
 _TOP_LOG_PROBABILITIES: dict[Api, int] = {"chat": 20, "completions": 5}
 _DETAIL_LENGTH = 300
+_ROUNDED_PROBABILITY = 1e-6
+"""What may be lost of 1 in the sum of a server's rounded probabilities."""
+_NO_VALUE = -100.0
+"""Some servers write -9999 and the like for a probability of 0."""
 _TRY_AGAIN = frozenset({408, 409, 425, 429})
 _WRONG_SETTINGS = frozenset({401, 402, 403, 404, 405})
 
@@ -118,8 +122,11 @@ def generation_of(content: bytes, api: Api) -> Generation:
 
 
 def choices_of(content: bytes, api: Api, options: Sequence[str]) -> list[float] | None:
-    """Return the log-probability of each option as the next token (NaN: not among those that the server lists), or None when
-    the server gives none of them. Tokens that differ from an option by white space alone count as the option.
+    """Return the log-probability of each option as the next token, or None when the server lists none of them. Tokens that
+    differ from an option by white space alone count as the option.
+
+    An option that is not listed gets the most that it can have: less than the least likely listed token, and than what the
+    listed ones leave of 1. A model that is sure lists variants of one answer, and that the other is missing is the answer.
 
     Raises TransientError when the answer cannot be read.
     """
@@ -133,7 +140,8 @@ def choices_of(content: bytes, api: Api, options: Sequence[str]) -> list[float] 
     found = [[value for token, value in listed if token == option.strip()] for option in options]
     if not any(found):
         return None
-    return [_log_sum(values) if values else math.nan for values in found]
+    bound = _unlisted([value for _, value in listed])
+    return [_log_sum(values) if values else bound for values in found]
 
 
 def model_names(content: bytes) -> list[str]:
@@ -189,6 +197,13 @@ def _retry_after(value: str, now: float) -> float | None:
 def _count(usage: Mapping[str, Any], name: str) -> int:
     value = usage.get(name)
     return value if isinstance(value, int) and value > 0 else 0
+
+
+def _unlisted(listed: Sequence[float]) -> float:
+    """Return a bound on the log-probability of a token that a server does not list beside these."""
+    left = max(1.0 - sum(math.exp(min(value, 0.0)) for value in listed), _ROUNDED_PROBABILITY)
+    least = min((value for value in listed if value > _NO_VALUE), default=0.0)
+    return math.nextafter(min(least, math.log(left)), -math.inf)
 
 
 def _log_sum(values: Sequence[float]) -> float:

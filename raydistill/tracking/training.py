@@ -7,7 +7,8 @@ starts. Secrets are read by the packages themselves from the environment and pas
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from raydistill.errors import ConfigError
 from raydistill.tracking.names import open_experiment, plain_name
 
 logger = logging.getLogger("raydistill")
+_RECORDS = "the run root has all records"
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 
 
@@ -42,7 +44,12 @@ def check_loggers(config: LoggersConfig) -> None:
 
 
 def open_loggers(
-    config: LoggersConfig, run: str, identity: str, settings: Mapping[str, Any], folder: Path
+    config: LoggersConfig,
+    run: str,
+    identity: str,
+    settings: Mapping[str, Any],
+    folder: Path,
+    warn: Callable[[str], None] = logger.warning,
 ) -> list[TrainingLogger]:
     """Return the destinations that the configuration asks for.
 
@@ -50,14 +57,16 @@ def open_loggers(
         run: name of the run. identity: of the training; a resumed training continues the same W&B run by it.
         settings: of the training, JSON-able, shown beside the curves.
         folder: an existing local folder for event files.
+        warn: called with a sentence when a remote destination fails.
     """
     loggers: list[TrainingLogger] = []
     if config.tensorboard:
         loggers.append(_TensorBoard(folder))
     if config.wandb:
-        loggers.append(Remote("W&B", _WeightsAndBiases(config.wandb, run, identity, settings, folder)))
+        loggers.append(Remote("W&B", partial(_WeightsAndBiases, config.wandb, run, identity, settings, folder), warn))
     if config.mlflow:
-        loggers.append(Remote("MLflow", _Mlflow(config.mlflow.uri, config.mlflow.experiment, run, identity, settings)))
+        place = (config.mlflow.uri, config.mlflow.experiment)
+        loggers.append(Remote("MLflow", partial(_Mlflow, *place, run, identity, settings), warn))
     return loggers
 
 
@@ -73,14 +82,19 @@ def log_record(loggers: Sequence[TrainingLogger], record: Mapping[str, Any], pre
 
 
 class Remote:
-    """A destination that may fail: it is told so once and left alone, since a curve elsewhere is not worth a training.
+    """A destination that may fail, from its opening on: that is said once and it is left alone, since a curve elsewhere is
+    not worth a training.
 
     The records in the run root are complete either way.
     """
 
-    def __init__(self, name: str, destination: TrainingLogger) -> None:
-        self._name = name
-        self._destination: TrainingLogger | None = destination
+    def __init__(self, name: str, open_it: Callable[[], TrainingLogger], warn: Callable[[str], None]) -> None:
+        self._name, self._warn = name, warn
+        self._destination: TrainingLogger | None = None
+        try:
+            self._destination = open_it()
+        except Exception as error:
+            warn(f"{name} could not be opened ({type(error).__name__}); training goes on without it, {_RECORDS}")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """See `TrainingLogger`."""
@@ -90,12 +104,8 @@ class Remote:
             self._destination.log(values, step)
         except Exception as error:
             self._destination = None
-            logger.warning(
-                "%s took no record at step %d (%s); training goes on without it, the run root has all records",
-                self._name,
-                step,
-                type(error).__name__,
-            )
+            kind = type(error).__name__
+            self._warn(f"{self._name} took no record at step {step} ({kind}); training goes on without it, {_RECORDS}")
 
     def close(self) -> None:
         """See `TrainingLogger`."""
@@ -104,7 +114,7 @@ class Remote:
         try:
             self._destination.close()
         except Exception as error:
-            logger.warning("%s could not be closed (%s)", self._name, type(error).__name__)
+            self._warn(f"{self._name} could not be closed ({type(error).__name__})")
 
 
 class _TensorBoard:

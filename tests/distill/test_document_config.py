@@ -48,11 +48,18 @@ def test_a_configuration_survives_its_own_text_form() -> None:
         ({"passage_regularisation": {"target": "flops<=2"}}, "passage_regularisation may hold a target for l0 only"),
         ({"query_regularisation": {"target": "l0<=20", "per_depth": True}}, "passages have no turn depth"),
         ({"zero_stage": 3, "cache_gradients": False}, "cache_gradients is false"),
+        ({"precision": "fp16"}, "precision fp16 needs a GPU"),
+        ({"workers": {"gpus": 0.5}}, "workers.gpus is 0.5: a training worker computes on the CPU"),
     ],
 )
 def test_what_cannot_work_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         DocumentTrainingConfig.model_validate(fields)
+
+
+def test_a_bias_that_leaves_no_term_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"active_share\n.*greater than 0"):
+        LearnedDocumentsConfig.model_validate({"model": "m", "head": "identity", "active_share": 0.0})
 
 
 @pytest.mark.parametrize(

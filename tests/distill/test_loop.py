@@ -89,11 +89,11 @@ def alone(world: Mined, tiny_encoder: str, tmp_path_factory: pytest.TempPathFact
     return trained(world, tiny_encoder, tmp_path_factory.mktemp("alone") / "run", 1, 8, 0)
 
 
-# A covering set of workers {1, 2, 4} x accumulation {no, yes} x ZeRO {0, 1, 2, 3}: every value of each, every pair of
-# workers and accumulation, every stage with and without accumulation, every stage above 0 with several workers.
+# A covering set of workers {1, 2, 4} x accumulation {no, yes} x ZeRO {0, 1, 2, 3}: every pair of workers and accumulation
+# (one worker without it is the reference), every stage on several workers with and without accumulation.
 @pytest.mark.parametrize(
     ("workers", "micro_batch", "zero_stage"),
-    [(1, 2, 1), (2, 4, 0), (2, 2, 2), (2, 2, 3), (4, 2, 1), (4, 2, 3), (4, 1, 0), (1, 8, 2)],
+    [(1, 2, 1), (2, 4, 0), (2, 2, 0), (2, 4, 2), (2, 2, 2), (2, 2, 3), (4, 2, 1), (4, 1, 1), (4, 2, 3)],
 )
 def test_twenty_steps_are_the_same_however_they_are_spread(
     world: Mined, tiny_encoder: str, tmp_path: Path, alone: Path, workers: int, micro_batch: int, zero_stage: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,20 @@ def test_a_diverging_run_ends_in_a_sentence_and_leaves_no_student(
     with pytest.raises(TrainingError, match=r"(the loss is|no query has a non-zero term) .*learning_rate"):
         train(settings, *mined)
     assert not list(Path(mined[0].root).glob("artifacts/student/*/_manifest.json"))
+
+
+def test_a_collapse_of_sparsity_is_said_on_the_driver_and_kept(
+    ray_cluster: None, mined: Mined, tiny_encoder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    heavy = {"terms": "20*l1", "ramp_share": 0.2}
+    settings = config(mined, tiny_encoder, epochs=6, learning_rate=3e-3, regularisation=heavy, log_steps=1000)
+    with caplog.at_level(logging.WARNING, logger="raydistill"), pytest.raises(TrainingError, match="non-zero term left"):
+        train(settings, *mined)
+    records = training_records(settings, student_artifact(settings, *mined))
+    assert records, "steps with advice are kept whatever log_steps is"
+    assert "lower the weights in train.regularisation.terms" in records[0]["advice"]
+    said = [record.getMessage() for record in caplog.records]
+    assert [sentence for sentence in said if "collapses" in sentence] == [f"train: {records[0]['advice']}"]
 
 
 def test_an_elastic_training_runs_with_the_workers_that_the_cluster_holds(

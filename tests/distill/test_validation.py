@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +21,7 @@ from raydistill.index.search import open_searcher
 from raydistill.storage.artifacts import Artifact
 from raydistill.tracking import training as loggers
 from raydistill.tracking.training import Remote, check_loggers, log_record, open_loggers
+from tests.conftest import free_port
 from tests.distill.conftest import TERMS
 from tests.event_files import scalars, wandb_content
 
@@ -142,14 +142,29 @@ class Outage:
         raise ConnectionError("gone")
 
 
-def test_an_outage_of_a_logger_does_not_end_a_training(caplog: pytest.LogCaptureFixture) -> None:
-    outage = Outage()
-    remote = Remote("W&B", outage)
-    with caplog.at_level(logging.WARNING, logger="raydistill"):
-        for step in (10, 20, 30):
-            log_record([remote], {"step": step, "loss": 1.0}, "train")
-        remote.close()
+def test_an_outage_of_a_logger_does_not_end_a_training() -> None:
+    outage, said = Outage(), []
+    remote = Remote("W&B", lambda: outage, said.append)
+    for step in (10, 20, 30):
+        log_record([remote], {"step": step, "loss": 1.0}, "train")
+    remote.close()
     assert outage.taken == [10]
     assert outage.asked == 2  # it is left alone after the first failure
-    assert [record.getMessage().split(" (")[0] for record in caplog.records] == ["W&B took no record at step 20"]
-    assert "hunter2" not in caplog.text
+    assert [sentence.split(" (")[0] for sentence in said] == ["W&B took no record at step 20"]
+    assert "hunter2" not in said[0]
+
+
+def test_a_server_that_is_away_when_training_starts_or_goes_on_does_not_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow", reason="pip install mlflow-skinny")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    said: list[str] = []
+    away = {"uri": f"http://127.0.0.1:{free_port()}", "experiment": "e"}
+    opened = open_loggers(LoggersConfig.model_validate({"mlflow": away}), "run", "f" * 16, {}, tmp_path, said.append)
+    log_record(opened, {"step": 1, "loss": 1.0}, "train")
+    for each in opened:
+        each.close()
+    assert len(said) == 1
+    assert said[0].startswith("MLflow could not be opened (")
+    assert "the run root has all records" in said[0]

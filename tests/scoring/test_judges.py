@@ -19,7 +19,10 @@ from raydistill.scoring.preference import bradley_terry
 from raydistill.scoring.prompts import LETTERS, PROMPTS, find_prompt, render
 from raydistill.teachers.cache import EngineIdentity, GenerationCache
 from raydistill.teachers.engine import Choices, Failure
+from raydistill.teachers.openai_engine import OpenAiEngine, Patience
+from raydistill.teachers.openai_protocol import Wording
 from raydistill.teachers.transformers_engine import ModelTokenizer
+from tests.teachers.endpoint import prompt_of, serving, status
 
 TURNS = [
     Candidates("who wrote it?", [f"passage {n} says {'so much ' * (n % 4)}" for n in range(7)]),
@@ -129,6 +132,31 @@ def test_nothing_is_asked_twice(judge_engine, tmp_path):
     assert tally.cached == tally.prompts == 2 * (21 + 3 + 3)
     for one, other in zip([*first, first[1]], again, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_what_was_answered_before_an_endpoint_stopped_is_not_asked_again(judge_engine, tmp_path):
+    top = [{"token": "y", "logprob": -0.5}, {"token": "n", "logprob": -1.5}]
+    answer = {"choices": [{"message": {"content": "y"}, "logprobs": {"content": [{"top_logprobs": top}]}}]}
+    is_open = True
+
+    def endpoint_says(prompt: str, before: int) -> Any:
+        return answer if is_open or "in 1814" in prompt else status(401, "no such key")
+
+    def judged(url: str) -> list[Any]:
+        engine = OpenAiEngine(url, Wording("judge", "chat", {}), Patience(concurrency=1, retries=0))
+        return Pointwise(asker(engine, "pointwise-v1", "yn", tmp_path, judge_engine.tokenizer)).judge([TURNS[1]], Tally())
+
+    with serving(endpoint_says) as endpoint:
+        is_open = False
+        with pytest.raises(TeacherError, match="HTTP 401: no such key"):
+            judged(endpoint.url)
+        before = len(endpoint.bodies)
+        is_open = True
+        (scores,) = judged(endpoint.url)
+        asked = [prompt_of(body) for body in endpoint.bodies[before:]]
+    assert scores.tolist() == [1.0, 1.0, 1.0]
+    assert len(asked) == 2
+    assert not any("in 1814" in prompt for prompt in asked)
 
 
 class Moody:

@@ -124,6 +124,12 @@ def test_scores_stand_beside_those_of_the_teachers(world, folder, judge_model):
     }
 
 
+def test_a_scorer_that_reads_a_teacher_needs_its_rewrites_of_these_turns(world, judge_model):
+    others = {name: artifact for name, artifact in world.rewrites.items() if name != "one"}
+    with pytest.raises(DataError, match=r"scorers.judge.query is the teacher 'one', which has no rewrites of these turns"):
+        score_candidates((asking(judge_model),), world.mine(), others, world.index(), WORKERS)
+
+
 def test_a_dense_encoder_scores_what_the_teacher_wrote(world, folder, minilm):
     mined, index = world.mine(), world.index()
     encoder = {"model": minilm, "max_tokens": 32}

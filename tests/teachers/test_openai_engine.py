@@ -288,7 +288,9 @@ def listing(api: Api, pairs: dict[str, float]) -> Any:
 def test_options_get_the_log_probabilities_that_the_endpoint_lists(api: Api) -> None:
     answers = {
         "both": listing(api, {"yes": math.log(0.5), " yes": math.log(0.25), "no": math.log(0.125), "x": -9.0}),
-        "one": listing(api, {"yes": -0.1}),
+        "sure": listing(api, {"yes": math.log(0.9999), "Yes": -10.0, "x": -11.0}),
+        "one": listing(api, {"yes": math.log(0.9)}),
+        "rounded": listing(api, {"yes": 0.0, "Yes": -9999.0}),
         "none": listing(api, {"x": -0.1}),
         "untold": said("yes"),
         "broken": status(500),
@@ -296,10 +298,13 @@ def test_options_get_the_log_probabilities_that_the_endpoint_lists(api: Api) -> 
     with serving(lambda prompt, before: answers[prompt]) as endpoint:
         chosen = engine(endpoint.url, api, retries=0).choose(list(answers), ["yes", "no"])
     nan = math.nan
-    expected = [[math.log(0.75), math.log(0.125)], [-0.1, nan], [nan, nan], [nan, nan], [nan, nan]]
+    # What is not listed has less than the least of the list and than the list leaves of 1.
+    expected = [[math.log(0.75), math.log(0.125)], [math.log(0.9999), -11.0], [math.log(0.9), math.log(0.1)]]
+    expected += [[0.0, math.log(1e-6)], [nan, nan], [nan, nan], [nan, nan]]
     np.testing.assert_allclose(chosen.log_probabilities, expected)
     absent = Failure.NO_LOG_PROBABILITIES
-    assert chosen.failures == (None, None, absent, absent, Failure.SERVER_ERROR)
+    assert chosen.log_probabilities[1, 1] < -11.0, "behind every listed token"
+    assert chosen.failures == (None, None, None, None, absent, absent, Failure.SERVER_ERROR)
     asked = {"logprobs": True, "top_logprobs": 20} if api == "chat" else {"logprobs": 5}
     assert all(body["max_tokens"] == 1 and asked.items() <= body.items() for body in endpoint.bodies)
 
