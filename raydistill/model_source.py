@@ -66,7 +66,7 @@ def check_length(config: Any, max_tokens: int, source: str, field: str) -> None:
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None:
         return
-    if config.model_type in _COUNT_FROM_PADDING:
+    if config.model_type in _COUNT_FROM_PADDING and config.pad_token_id is not None:
         limit -= config.pad_token_id + 1
     if max_tokens > limit:
         raise ConfigError(
