@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydistill import errors
 from raydistill.config import RayConfig, WorkerConfig
-from raydistill.errors import RaydistillError, ResourceError
+from raydistill.errors import RaydistillError, ResourceError, first_line
 from raydistill.storage.lease import lease_variables
 
 _MOST_CRASHES = 4
@@ -59,7 +59,7 @@ def connect(config: RayConfig) -> None:
         try:
             ray.init(address=address, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise ResourceError(
                 f"no Ray cluster could be joined at {address} ({reason}); start one (`ray start --head`), correct "
                 "ray.address or RAY_ADDRESS, or leave both out for a cluster of this process's own"

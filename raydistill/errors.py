@@ -41,3 +41,8 @@ class TuningError(RaydistillError):
 
 class UnavailableError(RaydistillError):
     """An index or a service that does not answer now; the same request may succeed later."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

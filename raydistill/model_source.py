@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from raydistill.errors import ConfigError
+from raydistill.errors import ConfigError, first_line
 
 _PACKAGE = "package:"
 _WHOLE = 256 << 20
@@ -54,6 +54,17 @@ def _package_folder(source: str, field: str) -> str:
     if not folder.is_dir():
         raise ConfigError(f"{field}: {source!r}: the package {package!r} has no folder {inner!r}")
     return str(folder)
+
+
+def model_config(model: str, revision: str | None, trust_remote_code: bool, field: str = "student.model") -> Any:
+    """Return the Hugging Face configuration of a hub id or folder; ConfigError naming `field` when it cannot be read."""
+    from transformers import AutoConfig
+
+    folder = resolve_model(model, field)
+    try:
+        return AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{field}: {model!r} has no readable config.json: {first_line(error)}") from error
 
 
 def check_length(config: Any, max_tokens: int, source: str, field: str) -> None:

@@ -131,12 +131,11 @@ class Chain:
 
         data, index = self.config.data, self.config.index
         corpus = prepare_corpus(data, index.passages_per_segment, index.workers, self.config.root)
-        if not is_checked(
-            corpus, self.inputs.judgements().values(), [each.gold_texts for each in self.inputs.all().values()]
-        ):
+        judgements, texts = self.inputs.judgements(), [each.gold_texts for each in self.inputs.all().values()]
+        if not is_checked(corpus, judgements.values(), texts):
             connect(self.config.ray)  # a run whose stages are all made has joined no cluster yet
         # Training and test judgements often share a file: one pass over the corpus for each file.
-        for uri, qrels in self.inputs.judgements().items():
+        for uri, qrels in judgements.items():
             check_judged_passages(corpus, qrels, uri, index.workers)
         for name, found in self.inputs.all().items():
             check_gold_texts(corpus, found.gold_texts, f"data.{name}", index.workers)

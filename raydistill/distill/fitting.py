@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,15 +238,13 @@ def _shown_progress(board: Any, title: str) -> Iterator[None]:
     stop = threading.Event()
 
     def show() -> None:
-        steps = 0
+        steps = shown = told = 0
         while not stop.wait(_POLL_SECONDS) and not steps:
             _, steps, _ = ray.get(board.read.remote())
-        if not steps:
-            return
-        with track(title, steps, "steps") as advance:
-            shown = told = 0
+        # A training that ends at once has no steps to show, and may have warned.
+        with track(title, steps, "steps") if steps else nullcontext(lambda *_: None) as advance:
             while True:
-                ended = stop.wait(_POLL_SECONDS)
+                ended = not steps or stop.wait(_POLL_SECONDS)
                 step, _, note = ray.get(board.read.remote())
                 advance(step - shown, note)
                 shown = step

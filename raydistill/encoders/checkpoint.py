@@ -28,11 +28,11 @@ from raydistill.config import Attention, HeadKind, Pooling, StudentConfig, TextC
 from raydistill.encoders.adaptation import adapt
 from raydistill.encoders.backbones import load_backbone, pooling_of_checkpoint
 from raydistill.encoders.calibration import silent_terms
-from raydistill.encoders.documents import load_tokenizer, model_config
+from raydistill.encoders.documents import load_tokenizer
 from raydistill.encoders.heads import TermTable
 from raydistill.encoders.splade import SpladeEncoder, SpladeModel, load_model
 from raydistill.errors import ConfigError
-from raydistill.model_source import resolve_model
+from raydistill.model_source import model_config, resolve_model
 
 FORMAT_VERSION = 2
 LATER_FORMAT_VERSION = 3

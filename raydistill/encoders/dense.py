@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from raydistill.config import DenseEncoderConfig
-from raydistill.encoders.documents import load_tokenizer, model_config
+from raydistill.encoders.documents import load_tokenizer
 from raydistill.encoders.tokens import length_batches, pad_id, padded, tokenize
 from raydistill.errors import ConfigError
-from raydistill.model_source import check_length, resolve_model
+from raydistill.model_source import check_length, model_config, resolve_model
 
 
 class DenseEncoder:

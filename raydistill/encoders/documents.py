@@ -22,8 +22,8 @@ from raydistill.config import (
 from raydistill.encoders import term_cache
 from raydistill.encoders.interface import SparseEncoder
 from raydistill.encoders.lexical import LexicalEncoder, LexicalStatistics, TermCounter
-from raydistill.errors import ConfigError
-from raydistill.model_source import check_length, model_identity, resolve_model
+from raydistill.errors import ConfigError, first_line
+from raydistill.model_source import check_length, model_config, model_identity, resolve_model
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.folders import fetch_folder
 
@@ -120,23 +120,12 @@ def load_tokenizer(model: str, revision: str | None, trust_remote_code: bool, fi
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{field}: no tokenizer could be loaded from {model!r}: {_first_line(error)}") from error
+        raise ConfigError(f"{field}: no tokenizer could be loaded from {model!r}: {first_line(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.sep_token is None:
         tokenizer.sep_token = tokenizer.eos_token
     return tokenizer
-
-
-def model_config(model: str, revision: str | None, trust_remote_code: bool, field: str = "student.model") -> Any:
-    """Return the Hugging Face configuration of a hub id or folder; ConfigError naming `field` when it cannot be read."""
-    from transformers import AutoConfig
-
-    folder = resolve_model(model, field)
-    try:
-        return AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{field}: {model!r} has no readable config.json: {_first_line(error)}") from error
 
 
 def check_positions(student: StudentConfig, documents: DocumentsConfig) -> None:
@@ -229,7 +218,3 @@ def _check_same_vocabulary(tokenizer: Any, model: str, student: StudentConfig) -
 def _configured_vocabulary_size(student: StudentConfig) -> int:
     config = model_config(student.model, student.revision, student.trust_remote_code)
     return int(getattr(config, "vocab_size", 0) or 0)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

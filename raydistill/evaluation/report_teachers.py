@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -47,9 +47,8 @@ def _cost_table(teaching: Sequence[Mapping[str, Any]]) -> str:
         "new tokens": "generated_tokens",
     }
     rows = []
-    for teacher in dict.fromkeys(row["teacher"] for row in teaching if row["engine"] != "recorded"):
-        own = [row for row in teaching if row["teacher"] == teacher]
-        cells = [page.cell(f"{sum(row.get(name, 0) for row in own):,.0f}") for name in columns.values()]
+    for teacher, own in _by_name([row for row in teaching if row["engine"] != "recorded"], "teacher").items():
+        cells = _sums(own, columns.values())
         dollars = sum(row.get("estimated_dollars", 0.0) for row in own)
         rows.append(page.row(teacher, [*cells, page.cell(f"{dollars:,.2f}" if dollars else "–")]))
     if not rows:
@@ -73,15 +72,25 @@ def _scoring_table(scoring: Sequence[Mapping[str, Any]]) -> str:
         "failed": "failed",
         "prompt tokens": "prompt_tokens",
     }
-    rows = []
-    for name in dict.fromkeys(row["scorer"] for row in scoring):
-        own = [row for row in scoring if row["scorer"] == name]
-        cells = [page.cell(f"{sum(row.get(key, 0) for row in own):,.0f}") for key in columns.values()]
-        rows.append(page.row(f"{name} ({own[0]['kind']})", cells))
-    if not rows:
+    if not scoring:
         return ""
+    rows = [
+        page.row(f"{name} ({own[0]['kind']})", _sums(own, columns.values()))
+        for name, own in _by_name(scoring, "scorer").items()
+    ]
     caption = "Training turns. Tokens are those of language models' prompts, cached ones too; each is answered by one token."
     return page.figure("What the scorers read", caption, page.table(["scorer", *columns], rows))
+
+
+def _by_name(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row[key], []).append(row)
+    return found
+
+
+def _sums(rows: Sequence[Mapping[str, Any]], counts: Iterable[str]) -> list[str]:
+    return [page.cell(f"{sum(row.get(name, 0) for row in rows):,.0f}") for name in counts]
 
 
 def ablation_section(ablation: Mapping[str, Any] | None) -> str:

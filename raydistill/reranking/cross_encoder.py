@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from raydistill.config import CrossEncoderConfig
-from raydistill.errors import ConfigError
-from raydistill.model_source import check_length, resolve_model
+from raydistill.errors import ConfigError, first_line
+from raydistill.model_source import check_length, model_config, resolve_model
 
 
 class CrossEncoder:
@@ -44,7 +44,7 @@ class CrossEncoder:
                 output_loading_info=True,
             )
         except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"{field}.model: {config.model!r} could not be loaded: {_first_line(error)}") from error
+            raise ConfigError(f"{field}.model: {config.model!r} could not be loaded: {first_line(error)}") from error
         fresh = sorted(loading["missing_keys"])
         if fresh:
             raise ConfigError(
@@ -83,13 +83,7 @@ class CrossEncoder:
 
 def check_cross_encoder(config: CrossEncoderConfig, field: str) -> None:
     """Raise ConfigError when a model is no cross-encoder or reads too little; reads its configuration and tokenizer only."""
-    from transformers import AutoConfig
-
-    folder = resolve_model(config.model, f"{field}.model")
-    try:
-        found = AutoConfig.from_pretrained(folder, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{field}.model: {config.model!r} has no readable config.json: {_first_line(error)}") from error
+    found = model_config(config.model, config.revision, config.trust_remote_code, f"{field}.model")
     architectures = found.architectures or []
     if not any("SequenceClassification" in each for each in architectures) or found.num_labels not in (1, 2):
         kind = ", ".join(architectures) or "a model of unknown kind"
@@ -114,9 +108,5 @@ def _tokenizer(config: CrossEncoderConfig, field: str) -> Any:
         return AutoTokenizer.from_pretrained(folder, revision=config.revision, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"{field}.model: no tokenizer could be loaded from {config.model!r}: {_first_line(error)}"
+            f"{field}.model: no tokenizer could be loaded from {config.model!r}: {first_line(error)}"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -18,7 +18,7 @@ import torch
 import transformers
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from raydistill.errors import TeacherError
+from raydistill.errors import TeacherError, first_line
 from raydistill.model_source import resolve_model
 from raydistill.teachers.engine import Choices, Failure, Generation, Sampling
 
@@ -165,9 +165,9 @@ class TransformersEngine:
         except (RuntimeError, ValueError, IndexError) as error:
             if any(sign in str(error) for sign in _DEAD_ENGINE) and not isinstance(error, torch.OutOfMemoryError):
                 raise TeacherError(
-                    f"the GPU context of the teacher is lost ({_first_line(error)}); resubmit to go on"
+                    f"the GPU context of the teacher is lost ({first_line(error)}); resubmit to go on"
                 ) from error
-            message = _first_line(error)
+            message = first_line(error)
             out_of_memory = isinstance(error, torch.OutOfMemoryError)
         # Outside the handler, where the failed batch's tensors are no longer held by the traceback.
         if out_of_memory and self.device.type == "cuda":
@@ -323,7 +323,7 @@ def load_error(model: str, revision: str | None, error: Exception) -> TeacherErr
     """Return the sentence for a model or tokenizer that cannot be loaded."""
     name = model if revision is None else f"{model} at revision {revision}"
     return TeacherError(
-        f"teacher model {name} cannot be loaded ({_first_line(error)}); check the name, that the folder or the hub can be "
+        f"teacher model {name} cannot be loaded ({first_line(error)}); check the name, that the folder or the hub can be "
         "reached from every node, and whether the model needs trust_remote_code: true"
     )
 
@@ -346,8 +346,3 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 def _failed(detail: str) -> Generation:
     return Generation("", 0, 0, "error", Failure.ENGINE_ERROR, detail)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -6,7 +6,6 @@ The cluster needs a driver of its own, so the test runs this file as a program.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import threading
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.small_world import environment
+from tests.own_driver import told_by
 
 QUICK = {
     "health_check_initial_delay_ms": 0,
@@ -27,16 +26,7 @@ QUICK = {
 
 @pytest.mark.timeout(500)
 def test_the_actors_of_a_lost_node_come_up_on_another_and_no_search_is_lost(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=450,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = told_by(__file__, str(tmp_path))
     assert len(set(told["before"])) == 2, "the groups must begin on two nodes"
     assert told["lost"] in told["before"]
     assert told["lost"] not in told["after"]
