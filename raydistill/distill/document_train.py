@@ -167,6 +167,7 @@ def _recorder(config: DistillConfig, encoder: Artifact, trainer: Any, worker: Wo
         worker.show(step, trainer.steps, note)
 
     show(trainer.step, "")
+    worker.check_precision(_documents(config).training.precision, "index.documents.training.precision")
     store, prefix = open_store(config.root), documents_prefix(config, encoder)
     log_steps = _documents(config).training.log_steps
     return Recorder(store, prefix, log_steps, trainer.steps, trainer.step, show, worker.warn, [], events)

@@ -89,6 +89,14 @@ class Worker:
         """Have the driver say something: a worker's own log reaches nobody."""
         self._board.warn.remote(sentence)
 
+    def check_precision(self, precision: str, field: str) -> None:
+        """Warn where a precision only makes this worker's device slower."""
+        from raydistill.encoders.precision import multiplies_bf16, slow_precision
+
+        slow = slow_precision(precision, self.place.device, multiplies_bf16(), field)
+        if slow is not None:
+            self.warn(slow)
+
     def resume(self, restore: Callable[[Path], None]) -> None:
         """Call `restore` with the folder of the newest checkpoint, where there is one."""
         checkpoint = ray.train.get_checkpoint()

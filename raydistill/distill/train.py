@@ -219,6 +219,7 @@ def _recorder(
         worker.show(step, steps, note)
 
     show(first_step, "")
+    worker.check_precision(config.train.precision, "train.precision")
     store, log_steps = open_store(config.root), config.train.log_steps
     return Recorder(store, settings["training_prefix"], log_steps, steps, first_step, show, worker.warn, loggers, events)
 

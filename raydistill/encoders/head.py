@@ -28,6 +28,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from raydistill.encoders.precision import multiplies_bf16
+
 SLICE_TERMS = 1024
 # Texts whose logits are held at a time have together so many tokens: with a slice of float32 16 MiB, which a cache holds.
 GROUP_TOKENS = 4096
@@ -152,7 +154,7 @@ def _pooled(
     dtype = product_dtype(hidden, weight)
     with torch.autocast("cpu", enabled=False):
         texts = _Packed(hidden, mask, dtype)
-        short_cut = dtype == torch.float32 and len(texts.tokens) >= SHORT_CUT_TOKENS and _multiplies_bf16()
+        short_cut = dtype == torch.float32 and len(texts.tokens) >= SHORT_CUT_TOKENS and multiplies_bf16()
         return _pooled_on_cpu(texts, weight, bias, slice_terms, with_positions, short_cut)
 
 
@@ -310,11 +312,6 @@ def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 def result_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
-
-
-def _multiplies_bf16() -> bool:
-    """Whether this CPU has instructions for bfloat16 products; without them oneDNN emulates, slower than float32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None:

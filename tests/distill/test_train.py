@@ -14,6 +14,7 @@ from raydistill.config_loading import build_config
 from raydistill.conversations.records import Conversation, ConversationSet, Turn
 from raydistill.distill.train import student_artifact, train, training_records, validation_records
 from raydistill.encoders.checkpoint import load_student
+from raydistill.encoders.precision import multiplies_bf16
 from raydistill.errors import ConfigError, ResourceError, TrainingError
 from raydistill.index.publish import IndexVersion
 from raydistill.preflight import check_workers
@@ -136,6 +137,15 @@ def test_a_collapse_of_sparsity_is_said_on_the_driver_and_kept(
     assert "lower the weights in train.regularisation.terms" in records[0]["advice"]
     said = [record.getMessage() for record in caplog.records]
     assert [sentence for sentence in said if "collapses" in sentence] == [f"train: {records[0]['advice']}"]
+
+
+@pytest.mark.skipif(multiplies_bf16(), reason="this CPU has instructions for bfloat16")
+def test_emulated_bfloat16_is_said_on_the_driver(
+    ray_cluster: None, mined: Mined, tiny_encoder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="raydistill"):
+        train(config(mined, tiny_encoder, epochs=0.5, precision="bf16"), *mined)
+    assert [r.getMessage() for r in caplog.records if "train.precision is bf16" in r.getMessage()]
 
 
 def test_an_elastic_training_runs_with_the_workers_that_the_cluster_holds(
