@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +33,9 @@ from raydistill.storage.lease import lease_variables
 
 _MOST_CRASHES = 4
 """Deaths of an actor (out of memory, a crash, a lost node) after which a stage gives up."""
+
+_SECONDS_FOR_A_HEAD = 5.0
+"""How long a cluster's head may take to accept a connection: it may have been started a moment ago."""
 
 ShardWorker = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -57,8 +62,9 @@ def connect(config: RayConfig) -> None:
     }
     if address:
         try:
+            _knock(address)
             ray.init(address=address, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = first_line(error)
             raise ResourceError(
                 f"no Ray cluster could be joined at {address} ({reason}); start one (`ray start --head`), correct "
@@ -75,6 +81,25 @@ def connect(config: RayConfig) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError when nobody accepts connections at HOST:PORT; Ray itself would try for minutes, without a word.
+
+    Other forms (auto, a local cluster's) are left to Ray.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    deadline = time.monotonic() + _SECONDS_FOR_A_HEAD
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_FOR_A_HEAD).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
 
 
 def require_shared_root(root: str) -> None:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from raydistill.actor_pool import _places, map_shards, require_resources
 from raydistill.config import PoolConfig, TrainConfig, WorkerConfig
 from raydistill.errors import DataError, ResourceError
+from tests.conftest import free_port
 from tests.small_world import environment
 
 
@@ -38,10 +39,23 @@ class Doubler:
 SPECS = [{"n": n} for n in range(1, 6)]
 
 
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_is_not_there_is_a_sentence_and_no_wait_for_ray(scheme: str) -> None:
+    address = f"{scheme}127.0.0.1:{free_port()}"
+    said = _refusal(address)
+    assert f"ResourceError: no Ray cluster could be joined at {address} ([Errno" in said
+    assert "refused); start one" in said
+
+
 def test_a_cluster_that_cannot_be_joined_is_a_sentence() -> None:
-    join = "import raydistill.actor_pool as pool, raydistill.config as config; pool.connect(config.RayConfig(address='no'))"
+    assert "ResourceError: no Ray cluster could be joined at no (Invalid address format: no); start one" in _refusal("no")
+
+
+def _refusal(address: str) -> str:
+    join = "import raydistill.actor_pool as pool, raydistill.config as config; "
+    join += f"pool.connect(config.RayConfig(address={address!r}))"
     done = subprocess.run([sys.executable, "-c", join], env=environment(), capture_output=True, text=True, check=False)
-    assert "ResourceError: no Ray cluster could be joined at no (Invalid address format: no); start one" in done.stderr
+    return done.stderr
 
 
 def test_every_shard_gives_its_receipt(ray_cluster: None) -> None:
