@@ -145,6 +145,18 @@ class ValidationShare(Section):
     share: Annotated[float, Field(gt=0.0, lt=1.0)]
     """Share of the training conversations with judgements that is held out, whole, by a hash of their ids. Conversations
     made of passages are never held out."""
+    fold: Added[NonNegativeInt] = 0
+    """Which share of them: 0 the first in the order of the hashes, 1 the next one. Folds do not overlap, so runs with
+    share 0.2 and the folds 0 to 4 hold out every judged conversation once (cross-validation)."""
+
+    @model_validator(mode="after")
+    def _fold_is_within(self) -> ValidationShare:
+        if round((self.fold + 1) * self.share, 6) > 1:
+            last = int(1 / self.share + 1e-6) - 1
+            raise ValueError(
+                f"fold is {self.fold}, and a share of {self.share:g} leaves the folds 0 to {last}; lower fold or share"
+            )
+        return self
 
 
 def _training_kind(value: Any) -> str:

@@ -34,7 +34,7 @@ def read_training(data: DataConfig) -> tuple[ConversationSet, ConversationSet | 
         return found, None
     if isinstance(validation, ValidationShare):
         made = {source.name or "" for source in data.train if isinstance(source, PassageSource)}
-        return _share_held_out(found, validation.share, made)
+        return _share_held_out(found, validation, made)
     own = read_conversations(validation, data.reader, data.max_bad_rows)
     shares = _sharing(own.conversations)
     held_out = {_group(each) for each in found.conversations if shares(each)}
@@ -88,12 +88,14 @@ def _merged(sources: Sequence[ConversationSource | PassageSource], sets: Sequenc
     )
 
 
-def _share_held_out(found: ConversationSet, share: float, made: set[str]) -> tuple[ConversationSet, ConversationSet]:
-    """Split off the judged conversations with the smallest hashes; paths of one tree stay together.
+def _share_held_out(
+    found: ConversationSet, validation: ValidationShare, made: set[str]
+) -> tuple[ConversationSet, ConversationSet]:
+    """Split off judged conversations, a fold of them in the order of their hashes; paths of one tree stay together.
 
     Args:
         found: all training conversations.
-        share: of the judged conversations that are not made of passages; at least one is held out.
+        validation: which share of the judged conversations that are not made of passages; at least one is held out.
         made: names of the sources that are made of passages.
     """
     judged = {query_id for query_id, grades in found.qrels.items() if any(grade > 0 for grade in grades.values())}
@@ -107,7 +109,15 @@ def _share_held_out(found: ConversationSet, share: float, made: set[str]) -> tup
             "data.validation: no training conversation has a judged turn, so no share of them can be held out; add qrels to "
             "a training source, or name a validation source"
         )
-    held_out = set(sorted(groups, key=_group_hash)[: max(1, round(share * len(groups)))])
+    share, fold = validation.share, validation.fold
+    first, last = (round(number * share * len(groups)) for number in (fold, fold + 1))
+    # The first fold has one conversation at least, which the next ones must not have too.
+    first, last = (max(1, first), last) if fold else (0, max(1, last))
+    held_out = set(sorted(groups, key=_group_hash)[first:last])
+    if not held_out:
+        raise DataError(
+            f"data.validation.fold is {fold}, and the {len(groups)} judged training conversations end before it; raise share"
+        )
     shares = _sharing(each for each in found.conversations if _group(each) in held_out)
     left_out = {_group(each) for each in found.conversations if shares(each)}
     if all(_group(each) in left_out for each in found.conversations):
@@ -115,7 +125,7 @@ def _share_held_out(found: ConversationSet, share: float, made: set[str]) -> tup
             f"data.validation.share is {share:g}, which holds out all of the {len(groups)} training conversations; lower "
             "it, or add conversations"
         )
-    label = ["share", share]
+    label = ["share", share, *(["fold", fold] if fold else [])]
     return (
         _chosen(found, lambda each: _group(each) not in left_out, [*label, "train"]),
         replace(_chosen(found, lambda each: _group(each) in held_out, [*label, "validation"]), quarantined=(), notes=()),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raydistill.config import DataConfig
 from raydistill.conversations.records import ConversationSet
@@ -88,6 +91,31 @@ def test_a_larger_share_holds_out_more_and_the_order_of_the_file_does_not_matter
     assert held_out(plain, 0.2) == held_out(turned, 0.2)
     assert held_out(plain, 0.2) < held_out(plain, 0.5)
     assert len(held_out(plain, 0.01)) == 1
+
+
+@given(st.integers(2, 13), st.data())
+def test_folds_hold_out_every_judged_conversation_once(number: int, drawn: st.DataObject) -> None:
+    folds = drawn.draw(st.integers(2, number))
+    names = [f"a{n}" for n in range(number)]
+    held_out: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        source = conversations(Path(folder), "a", names)
+        for fold in range(folds):
+            train, validation = read_training(data(source, validation={"share": 1 / folds, "fold": fold}))
+            assert ids(train) == set(names) - ids(validation)
+            held_out += ids(validation)
+    assert sorted(held_out) == sorted(names)
+
+
+def test_a_fold_is_another_set_of_turns_and_must_exist(tmp_path: Path) -> None:
+    source = conversations(tmp_path, "a", [f"a{n}" for n in range(4)])
+    found = [read_training(data(source, validation={"share": 0.5, "fold": fold})) for fold in (0, 1)]
+    assert len({each.fingerprint for pair in found for each in pair if each is not None}) == 4
+    assert read_training(data(source, validation={"share": 0.5}))[1] == found[0][1]
+    with pytest.raises(ValueError, match=r"fold is 2, and a share of 0\.5 leaves the folds 0 to 1"):
+        data(source, validation={"share": 0.5, "fold": 2})
+    with pytest.raises(DataError, match=r"fold is 3, and the 4 judged training conversations"):
+        read_training(data(source, validation={"share": 0.01, "fold": 3}))
 
 
 def test_the_paths_of_a_tree_are_held_out_together(tmp_path: Path) -> None:

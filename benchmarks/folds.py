@@ -1,0 +1,143 @@
+"""Cross-validation: `python benchmarks/folds.py --out benchmarks/results/folds-mtrag.json [section.field=value ...]`.
+
+Trains the student of a configuration once a fold, each time without a share of the judged training conversations, and
+searches with it for just these; the recorded teachers and the baselines beside it, in the same index. Together the folds
+measure every judged training conversation once: several times the turns of one held-out share, and no test turn. Differences
+between the student and each teacher are of the same turns, with 95 % bootstrap intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from processes import machine
+
+from raydistill.actor_pool import connect
+from raydistill.config_loading import load_config
+from raydistill.evaluation.evaluate import STUDENT, evaluate, load_metrics
+from raydistill.evaluation.significance import mean_interval
+from raydistill.pipeline import Chain
+from raydistill.teachers.pool import teach
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+CONFIG = CHECKOUT / "jobs" / "configs" / "mtrag-small.yaml"
+SAMPLES, SEED = 2000, 0
+ALL = "all"
+
+Row = dict[str, Any]
+
+
+def main() -> int:
+    """Run the folds, print a table and the differences, store both."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    options = parser.parse_args()
+    rows: list[Row] = []
+    for fold in range(options.folds):
+        # Rounded down, so that the last fold is within.
+        share = f"data.validation={{share: {1 / options.folds - 1e-9:.9f}, fold: {fold}}}"
+        rows += _held_out_rows(options.config, [*options.overrides, share])
+    measures = [name for name in rows[0] if "@" in name]
+    content = {
+        "config": options.config.name,
+        # Where the run lay is nobody's concern.
+        "overrides": [each for each in options.overrides if not each.startswith(("root=", "vars."))],
+        "folds": options.folds,
+        "systems": _systems(rows, measures),
+        "differences": _differences(rows, measures),
+        "machine": machine(),
+        "versions": {name: version(name) for name in ("raydistill", "ray", "torch", "transformers", "deepspeed")},
+    }
+    _print(content, measures)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return 0
+
+
+def _held_out_rows(config: Path, overrides: list[str]) -> list[Row]:
+    """Train what is not trained yet; return a row a system and held-out turn, with its source and the system's role."""
+    chain = Chain(load_config(config, overrides))
+    chain.check("train")
+    connect(chain.config.ray)
+    student = chain.train()
+    held_out = chain.inputs.validation
+    assert held_out is not None
+    queries, root = list(held_out.queries()), chain.config.root
+    recorded = [teacher for teacher in chain.config.teachers if teacher.engine == "recorded"]
+    rewrites = {teacher.name: teach(teacher, queries, held_out.fingerprint, root) for teacher in recorded}
+    evaluation = evaluate(chain.settled, queries, held_out.qrels, rewrites, chain.index(), student, root)
+    roles = {system["name"]: system["role"] for system in load_metrics(evaluation)["systems"]}
+    source_of = {turn.query_id: each.source for each in held_out.conversations for turn in each.asked}
+    found = pq.read_table(evaluation.fetch(evaluation.part("per-query"))).to_pylist()
+    return [{**row, "source": source_of[row["query_id"]], "role": roles[row["system"]]} for row in found]
+
+
+def _values(rows: list[Row], measure: str, source: str) -> dict[str, dict[str, float]]:
+    """Return system -> query id -> value, of one source or of all."""
+    values: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        if source in (ALL, row["source"]):
+            values[row["system"]][row["query_id"]] = row[measure]
+    return values
+
+
+def _sources(rows: list[Row]) -> list[str]:
+    return [*dict.fromkeys(row["source"] for row in rows), ALL]
+
+
+def _interval(values: np.ndarray) -> dict[str, float]:
+    return asdict(mean_interval(values, SAMPLES, SEED))
+
+
+def _systems(rows: list[Row], measures: list[str]) -> list[dict[str, Any]]:
+    systems = []
+    for source in _sources(rows):
+        values = {measure: _values(rows, measure, source) for measure in measures}
+        for system, per_query in values[measures[0]].items():
+            means = {measure: _interval(np.array(list(values[measure][system].values()))) for measure in measures}
+            systems.append({"system": system, "source": source, "turns": len(per_query), **means})
+    return systems
+
+
+def _differences(rows: list[Row], measures: list[str]) -> list[dict[str, Any]]:
+    """Return the student minus each teacher, of the same turns."""
+    teachers = [name for name in dict.fromkeys(row["system"] for row in rows) if _role(rows, name) == "teacher"]
+    found = []
+    for source in _sources(rows):
+        for measure in measures:
+            values = _values(rows, measure, source)
+            for teacher in teachers:
+                turns = sorted(values[STUDENT])
+                ours, theirs = (np.array([values[name][turn] for turn in turns]) for name in (STUDENT, teacher))
+                found.append({"source": source, "measure": measure, "teacher": teacher, **_interval(ours - theirs)})
+    return found
+
+
+def _role(rows: list[Row], system: str) -> str:
+    return next(str(row["role"]) for row in rows if row["system"] == system)
+
+
+def _print(content: dict[str, Any], measures: list[str]) -> None:
+    for row in content["systems"]:
+        cells = [f"{name} {row[name]['mean']:.3f} [{row[name]['low']:.3f}, {row[name]['high']:.3f}]" for name in measures]
+        print(f"{row['source']:8} {row['turns']:4} {row['system']:18}", *cells)
+    for row in content["differences"]:
+        span = f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        print(f"{row['source']:8} student - {row['teacher']:18} {row['measure']:8} {span}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
