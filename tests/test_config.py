@@ -133,7 +133,7 @@ def test_a_dumped_configuration_loads_as_an_equal_one(config_file: Path, tmp_pat
         ("run=a b", "run: must be a name: up to 63 letters"),
         ("train=", "train: must be a section with fields (checkpoint_steps, combine,"),
         ("data.validation=0.2", "data.validation: must be a section with fields ("),
-        ("data.validation={share: 0.2, conversations: /x}", "there is no such field; the fields here are share"),
+        ("data.validation={share: 0.2, conversations: /x}", "there is no such field; the fields here are fold, share"),
         (
             "index.documents={kind: learned, model: m, k1: 3}",
             "index.documents.k1: there is no such field; the fields here are",
