@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from held_out import evaluate_on
 from processes import machine
 
 from raydistill.actor_pool import connect
 from raydistill.config_loading import load_config
-from raydistill.evaluation.evaluate import STUDENT, evaluate, load_metrics
+from raydistill.evaluation.evaluate import STUDENT, load_metrics
 from raydistill.evaluation.significance import mean_interval
 from raydistill.pipeline import Chain
-from raydistill.teachers.pool import teach
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 CONFIG = CHECKOUT / "jobs" / "configs" / "mtrag-small.yaml"
@@ -72,13 +72,9 @@ def _held_out_rows(config: Path, overrides: list[str]) -> list[Row]:
     chain = Chain(load_config(config, overrides))
     chain.check("train")
     connect(chain.config.ray)
-    student = chain.train()
     held_out = chain.inputs.validation
     assert held_out is not None
-    queries, root = list(held_out.queries()), chain.config.root
-    recorded = [teacher for teacher in chain.config.teachers if teacher.engine == "recorded"]
-    rewrites = {teacher.name: teach(teacher, queries, held_out.fingerprint, root) for teacher in recorded}
-    evaluation = evaluate(chain.settled, queries, held_out.qrels, rewrites, chain.index(), student, root)
+    evaluation = evaluate_on(held_out, chain)
     roles = {system["name"]: system["role"] for system in load_metrics(evaluation)["systems"]}
     source_of = {turn.query_id: each.source for each in held_out.conversations for turn in each.asked}
     found = pq.read_table(evaluation.fetch(evaluation.part("per-query"))).to_pylist()

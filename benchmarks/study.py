@@ -20,18 +20,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from held_out import evaluate_on
 from processes import machine
 
 from raydistill.cli import main as raydistill
 from raydistill.conversations.text import history_pairs, student_text
 from raydistill.encoders.checkpoint import load_student
-from raydistill.evaluation.evaluate import FULL_CONVERSATION, STUDENT, evaluate, load_metrics
+from raydistill.evaluation.evaluate import FULL_CONVERSATION, STUDENT, load_metrics
 from raydistill.evaluation.significance import mean_interval
 from raydistill.pipeline import Chain
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.folders import fetch_folder
 from raydistill.storage.store import open_store
-from raydistill.teachers.pool import teach
 from raydistill.tuning.trials import Study, Trial, load_study
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -105,11 +105,7 @@ def _beside_the_base(study: Study) -> Artifact:
     chain = Chain(study.trials[0].config)
     held_out = chain.inputs.validation if study.tune.measured_on == "validation" else chain.inputs.test
     assert held_out is not None
-    queries, root = list(held_out.queries()), chain.config.root
-    # Held-out turns are taught here only: a study's own trials are measured without paying a teacher for them.
-    recorded = [teacher for teacher in chain.config.teachers if teacher.engine == "recorded"]
-    rewrites = {teacher.name: teach(teacher, queries, held_out.fingerprint, root) for teacher in recorded}
-    return evaluate(chain.settled, queries, held_out.qrels, rewrites, chain.index(), chain.train(), root)
+    return evaluate_on(held_out, chain)
 
 
 def _per_query(evaluation: Artifact, system: str) -> dict[str, np.ndarray]:

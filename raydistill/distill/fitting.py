@@ -91,9 +91,9 @@ class Worker:
 
     def check_precision(self, precision: str, field: str) -> None:
         """Warn where a precision only makes this worker's device slower."""
-        from raydistill.encoders.precision import multiplies_bf16, slow_precision
+        from raydistill.encoders.precision import emulates_bf16, slow_precision
 
-        slow = slow_precision(precision, self.place.device, multiplies_bf16(), field)
+        slow = slow_precision(precision, self.place.device, emulates_bf16(), field)
         if slow is not None:
             self.warn(slow)
 

@@ -14,7 +14,7 @@ from raydistill.config_loading import build_config
 from raydistill.conversations.records import Conversation, ConversationSet, Turn
 from raydistill.distill.train import student_artifact, train, training_records, validation_records
 from raydistill.encoders.checkpoint import load_student
-from raydistill.encoders.precision import multiplies_bf16
+from raydistill.encoders.precision import emulates_bf16
 from raydistill.errors import ConfigError, ResourceError, TrainingError
 from raydistill.index.publish import IndexVersion
 from raydistill.preflight import check_workers
@@ -139,7 +139,7 @@ def test_a_collapse_of_sparsity_is_said_on_the_driver_and_kept(
     assert [sentence for sentence in said if "collapses" in sentence] == [f"train: {records[0]['advice']}"]
 
 
-@pytest.mark.skipif(multiplies_bf16(), reason="this CPU has instructions for bfloat16")
+@pytest.mark.skipif(not emulates_bf16(), reason="this CPU has instructions for bfloat16")
 def test_emulated_bfloat16_is_said_on_the_driver(
     ray_cluster: None, mined: Mined, tiny_encoder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
