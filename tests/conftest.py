@@ -103,11 +103,11 @@ def free_ports(number: int) -> list[int]:
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """URL of a moto server (a real HTTP server speaking S3) on a free port; its credentials are in the environment."""
+    """URL of a server that speaks S3 over HTTP (see `s3_server`) on a free port; its credentials are in the environment."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, str(CHECKOUT / "tests" / "s3_server.py"), str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
