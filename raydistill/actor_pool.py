@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import ray
@@ -36,6 +37,8 @@ _MOST_CRASHES = 4
 
 _SECONDS_FOR_A_HEAD = 5.0
 """How long a cluster's head may take to accept a connection: it may have been started a moment ago."""
+
+_PLANNING = Lock()
 
 ShardWorker = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -149,7 +152,7 @@ def require_resources(workers: WorkerConfig, stage: str) -> None:
                 f"{stage}.workers asks for {actors} actors, together {wanted:g} {resource}, but the cluster has "
                 f"{total:g}; lower {stage}.workers.actors or .{resource.lower()}s, or add nodes"
             )
-    room = sum(_places(node.get("CPU", 0.0), node.get("GPU", 0.0), workers) for node in nodes)
+    room = sum(places_on(node.get("CPU", 0.0), node.get("GPU", 0.0), workers) for node in nodes)
     if actors > room:
         raise ResourceError(
             f"{stage}.workers asks for {actors} actors of {workers.cpus:g} CPU and {workers.gpus:g} GPU, but node by node "
@@ -157,13 +160,16 @@ def require_resources(workers: WorkerConfig, stage: str) -> None:
         )
 
 
-def _places(cpus: float, gpus: float, workers: WorkerConfig) -> int:
-    """Return how many of the actors a node holds; one that takes a fraction of a GPU takes it of one GPU."""
+def places_on(cpus: float, gpus: float, workers: WorkerConfig) -> int:
+    """Return how many of the actors a node with so much free holds; a fraction of a GPU is one of a single GPU."""
     places = int(cpus / workers.cpus + 1e-9)
     if workers.gpus >= 1:
         places = min(places, int(gpus / workers.gpus + 1e-9))
     elif workers.gpus > 0:
-        places = min(places, int(gpus) * int(1 / workers.gpus + 1e-9))
+        # What is left of a GPU that others share counts too.
+        whole = int(gpus + 1e-9)
+        share = workers.gpus
+        places = min(places, whole * int(1 / share + 1e-9) + int((gpus - whole) / share + 1e-9))
     return places
 
 
@@ -246,7 +252,8 @@ def map_shards(
     pool = workers.model_copy(update={"actors": min(workers.actors, len(specs))})
     require_resources(pool, stage)
     rows = [{"spec": json.dumps(spec)} for spec in specs]
-    with warnings.catch_warnings():
+    # Filters of warnings are the process's, and pools may start in several threads (see `side_by_side`).
+    with _PLANNING, warnings.catch_warnings():
         # Ray 2.60 wants named parameters, but has none yet for restarts (pyproject.toml keeps Ray below 2.64).
         warnings.simplefilter("ignore", RayDeprecationWarning)
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(

@@ -27,7 +27,7 @@ from raydistill.run_report import write_report
 from raydistill.storage.artifacts import Artifact, fingerprint
 from raydistill.storage.lease import writing
 from raydistill.storage.store import open_store
-from raydistill.teaching import Rewrites, planned_rewrites, teach_all
+from raydistill.teaching import Rewrites, planned_rewrites, teach_every_set
 
 logger = logging.getLogger("raydistill")
 T = TypeVar("T")
@@ -121,7 +121,7 @@ class Chain:
             planned = [artifact for by_teacher in self.planned_rewrites().values() for artifact in by_teacher.values()]
             return all(artifact.find_manifest() is not None for artifact in planned)
 
-        return self._stage("teach", is_finished, lambda: teach_all(self.config, self.inputs))
+        return self._stage("teach", is_finished, lambda: teach_every_set(self.config, self.inputs))
 
     @cached_property
     def corpus(self) -> Artifact:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 logger = logging.getLogger("raydistill")
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 10.0, 300.0
@@ -27,27 +37,59 @@ def output_console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=120)
 
 
+class _Terminal:
+    """The bars of this process on a terminal, which can be live only together; stages in several threads add theirs."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._bars: Progress | None = None
+        self._open = 0
+
+    def add(self, stage: str, total: float, unit: str) -> tuple[Progress, TaskID]:
+        with self._lock:
+            if self._bars is None:
+                columns = (
+                    TextColumn("[bold]{task.description:<9}"),
+                    BarColumn(),
+                    MofNCompleteColumn(),
+                    TextColumn("{task.fields[unit]} {task.fields[note]}"),
+                    TimeElapsedColumn(),
+                    TimeRemainingColumn(),
+                )
+                self._bars = Progress(*columns, console=Console(stderr=True))
+                self._bars.start()
+                # A thread that an interrupt leaves behind would leave the terminal without a cursor.
+                atexit.register(self._bars.stop)
+            self._open += 1
+            return self._bars, self._bars.add_task(stage, total=total, unit=unit, note="")
+
+    def leave(self) -> None:
+        """End one bar's work; the last one leaves all of them standing as they are."""
+        with self._lock:
+            self._open -= 1
+            if not self._open and self._bars is not None:
+                self._bars.stop()
+                self._bars = None
+
+
+_TERMINAL = _Terminal()
+
+
 @contextmanager
 def track(stage: str, total: float, unit: str) -> Iterator[Advance]:
-    """Show progress of `total` units of a stage; yields the function that advances it."""
+    """Show progress of `total` units of a stage; yields the function that advances it. Stages in several threads may."""
     if sys.stderr.isatty():
-        columns = (
-            TextColumn("[bold]{task.description:<9}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit + " {task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(stage, total=total, note="")
+        bars, task = _TERMINAL.add(stage, total, unit)
 
-            def advance_bar(units: float = 1, note: str = "") -> None:
-                bar.update(task, advance=units)
-                if note:
-                    bar.update(task, note=note)
+        def advance_bar(units: float = 1, note: str = "") -> None:
+            bars.update(task, advance=units)
+            if note:
+                bars.update(task, note=note)
 
+        try:
             yield advance_bar
+        finally:
+            _TERMINAL.leave()
         return
 
     started = last_line = time.monotonic()

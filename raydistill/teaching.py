@@ -13,7 +13,7 @@ from raydistill.errors import DataError
 from raydistill.inputs import RunInputs
 from raydistill.storage.artifacts import Artifact
 from raydistill.teachers.openai_protocol import estimated_tokens
-from raydistill.teachers.pool import rewrites_artifact, teach
+from raydistill.teachers.pool import Assignment, rewrites_artifact, teach_all
 from raydistill.teachers.prompts import find_template, render_prompt
 from raydistill.teachers.rewriting import rewrite_texts
 from raydistill.teachers.spending import Decisions, decide, disagreements
@@ -35,18 +35,34 @@ def planned_rewrites(config: DistillConfig, inputs: RunInputs) -> Rewrites:
     return made
 
 
-def teach_all(config: DistillConfig, inputs: RunInputs) -> Rewrites:
-    """Rewrite every turn of both sets with every teacher, one teacher after another; see `planned_rewrites`."""
+def teach_every_set(config: DistillConfig, inputs: RunInputs) -> Rewrites:
+    """Rewrite every turn of both sets with every teacher; see `planned_rewrites`.
+
+    Teachers without a budget come first, together where the cluster has room; by what they wrote it is decided what the
+    others are asked.
+    """
     made: Rewrites = {name: {} for name in inputs.taught()}
-    for teacher in _in_order(config.teachers):
-        for name in inputs.taught():
-            if teacher not in inputs.teachers_of(name):
-                continue
-            asked, own = _for_set(teacher, name), made[name]
-            queries, turns = inputs.asked_of(name, teacher), inputs.turns_fingerprint(name, teacher)
-            chooses = _chooser(config, asked, queries, turns, own)
-            own[teacher.name] = teach(asked, queries, turns, config.root, _decided_by(asked, own), chooses)
+    for has_budget in (False, True):
+        places: list[tuple[str, str]] = []
+        asked: list[Assignment] = []
+        for teacher in config.teachers:
+            for name in inputs.taught():
+                if (_spend(teacher) is not None) == has_budget and teacher in inputs.teachers_of(name):
+                    places.append((name, teacher.name))
+                    asked.append(_assignment(config, inputs, teacher, name, made[name]))
+        for (name, teacher_name), artifact in zip(places, teach_all(asked, config.root), strict=True):
+            made[name][teacher_name] = artifact
     return {name: {each.name: own[each.name] for each in inputs.teachers_of(name)} for name, own in made.items()}
+
+
+def _assignment(
+    config: DistillConfig, inputs: RunInputs, teacher: TeacherConfig, name: str, before: Mapping[str, Artifact]
+) -> Assignment:
+    """Return what a teacher is asked about a set, given the rewrites of those who were asked before."""
+    asked, queries = _for_set(teacher, name), inputs.asked_of(name, teacher)
+    turns = inputs.turns_fingerprint(name, teacher)
+    chooses = _chooser(config, asked, queries, turns, before)
+    return Assignment(asked, queries, turns, _decided_by(asked, before), chooses)
 
 
 def teaching_counts(rewrites: Rewrites) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import pytest
 import ray
 from pydantic import ValidationError
 
-from raydistill.actor_pool import _places, map_shards, require_resources
+from raydistill.actor_pool import map_shards, places_on, require_resources
 from raydistill.config import PoolConfig, TrainConfig, WorkerConfig
 from raydistill.errors import DataError, ResourceError
 from tests.conftest import free_port
@@ -119,7 +119,7 @@ def test_actors_that_no_node_can_hold_are_refused(ray_cluster: None) -> None:
     ],
 )
 def test_an_actor_shares_one_gpu_and_never_two(cpus: float, gpus: float, workers: dict[str, float], places: int) -> None:
-    assert _places(cpus, gpus, WorkerConfig(**workers)) == places
+    assert places_on(cpus, gpus, WorkerConfig(**workers)) == places
 
 
 def test_a_pool_begins_with_what_the_cluster_has(ray_cluster: None) -> None:

@@ -14,7 +14,8 @@ asked in this run root, about 400 bytes a prompt (an estimate: a key of 64 chara
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from threading import Event
 from typing import Any, get_args
 
 import numpy as np
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from raydistill.actor_pool import map_shards
-from raydistill.config import LlmScorerConfig, PoolConfig, QueryText, ScorerConfig, WorkerConfig
+from raydistill.config import LlmScorerConfig, PoolConfig, QueryText, ScorerConfig, VllmTeacherConfig, WorkerConfig
 from raydistill.errors import DataError, TeacherError
 from raydistill.index.candidates import CANDIDATES, candidate_scores, parquet_bytes
 from raydistill.index.publish import IndexVersion
@@ -34,6 +35,7 @@ from raydistill.reranking.order import query_text
 from raydistill.scoring.calibration import Calibration, fit, log_loss
 from raydistill.scoring.judges import Candidates, Judge, Tally
 from raydistill.scoring.opening import open_judge, scorer_identity
+from raydistill.side_by_side import Pool, run_pools, until
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, Part, fingerprint
 from raydistill.storage.parts import summed_counters
 from raydistill.teachers.combine import Combiner
@@ -70,7 +72,9 @@ def score_candidates(
     index: IndexVersion,
     workers: WorkerConfig,
 ) -> Artifact:
-    """Return the candidates with every scorer's scores beside the teachers', one scorer after another.
+    """Return the candidates with every scorer's scores beside the teachers'.
+
+    Scorers work at the same time where the cluster has room for all of them (see `side_by_side`).
 
     Args:
         scorers: in the order of their scores.
@@ -93,7 +97,9 @@ def score_candidates(
     target = scored_artifact(scorers, candidates, rewrites)
     if target.find_manifest() is not None:
         return target
-    made = {scorer.name: _judgements(scorer, candidates, rewrites, index) for scorer in scorers}
+    made = {scorer.name: judgements_artifact(scorer, candidates, rewrites) for scorer in scorers}
+    missing = [scorer for scorer in scorers if made[scorer.name].find_manifest() is None]
+    run_pools([_pool(scorer, made[scorer.name], candidates, rewrites.get(scorer.query), index) for scorer in missing])
     return _with_judgements(target, candidates, made, workers)
 
 
@@ -109,12 +115,26 @@ def scoring_counts(scorers: Sequence[ScorerConfig], candidates: Artifact) -> lis
     return rows
 
 
-def _judgements(
-    scorer: ScorerConfig, candidates: Artifact, rewrites: Mapping[str, Artifact], index: IndexVersion
-) -> Artifact:
-    artifact = judgements_artifact(scorer, candidates, rewrites)
-    if artifact.find_manifest() is not None:
-        return artifact
+def _pool(
+    scorer: ScorerConfig, artifact: Artifact, candidates: Artifact, rewrites: Artifact | None, index: IndexVersion
+) -> Pool:
+    llm = scorer.llm if isinstance(scorer, LlmScorerConfig) else None
+    workers: WorkerConfig = scorer.workers
+    if isinstance(llm, VllmTeacherConfig):
+        workers = workers.model_copy(update={"gpus": float(llm.tensor_parallel_size)})
+    run = partial(_judge, scorer, artifact, candidates, rewrites, index)
+    return Pool(f"scorer {scorer.name}", workers, run)
+
+
+def _judge(
+    scorer: ScorerConfig,
+    artifact: Artifact,
+    candidates: Artifact,
+    rewrites: Artifact | None,
+    index: IndexVersion,
+    stop: Event,
+) -> None:
+    """Have the missing parts of a scorer's judgements made by actors, and commit the artifact."""
     writer = ArtifactWriter(artifact)
     finished = writer.finished()
     specs: list[dict[str, Any]] = [
@@ -127,7 +147,7 @@ def _judgements(
         "scorer": scorer.model_dump(mode="json"),
         "writer": writer,
         "candidates": candidates,
-        "rewrites": rewrites.get(scorer.query),
+        "rewrites": rewrites,
         "index": index,
     }
     done = {name: part for name, part in finished.items() if name in {spec["name"] for spec in specs}}
@@ -137,10 +157,13 @@ def _judgements(
         held_places(llm, len(missing), artifact),
     ):
         advance(sum(part.rows for part in done.values()))
-        for receipt in map_shards(missing, _Scorer, arguments, scorer.workers, f"scorers[{scorer.name}]"):
+        receipts = map_shards(missing, _Scorer, arguments, scorer.workers, f"scorers[{scorer.name}]")
+        for receipt in until(stop, receipts):
             part = Part.from_json(receipt)
             done[part.name] = part
             advance(part.rows)
+    if len(done) < len(specs):
+        return
     parts = [done[spec["name"]] for spec in specs]
     counters = summed_counters(parts)
     if counters.get("passages", 0) and not counters.get("scored", 0):
@@ -153,7 +176,6 @@ def _judgements(
     if scorer.calibrate:
         metadata["calibration"] = _calibrated(scorer, artifact, parts, candidates)
     writer.commit([part.name for part in parts], metadata)
-    return artifact
 
 
 def _ranges(part: Part, size: int) -> list[tuple[int, int, str]]:

@@ -1,4 +1,7 @@
-"""The teach stage on Ray: a teacher's rewrites of all queries as one artifact. What a rewrite is lives in `rewriting`.
+"""The teach stage on Ray: a teacher's rewrites of a set of queries as one artifact. What a rewrite is lives in `rewriting`.
+
+A teacher has one pool of actors for all of its sets, so its model is loaded once, and the pools of several teachers work at
+the same time where the cluster has room for all of them (see `side_by_side`).
 
 A part is named by the range of queries it holds, so a resubmitted job finds finished parts whatever was changed in the
 number of workers; a range cut differently is made anew, out of the generation cache.
@@ -9,7 +12,9 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from threading import Event
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -21,10 +26,12 @@ from raydistill.config import (
     GeneratingTeacherConfig,
     RecordedTeacherConfig,
     TeacherConfig,
+    VllmTeacherConfig,
 )
-from raydistill.conversations.records import ConversationalQuery, Turn
+from raydistill.conversations.records import ConversationalQuery
 from raydistill.errors import DataError, TeacherError
 from raydistill.progress import track
+from raydistill.side_by_side import Pool, run_pools, until
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
 from raydistill.storage.files import input_fingerprint
 from raydistill.storage.parts import Part
@@ -36,12 +43,12 @@ from raydistill.teachers.recorded import RecordedRewrites, known_nothing, record
 from raydistill.teachers.rewriting import (
     Rewrite,
     Rewriter,
-    RewriteRequest,
     recorded_row,
     rewrite_table,
     row_counters,
 )
-from raydistill.teachers.spending import Decision, Decisions
+from raydistill.teachers.spending import Decisions
+from raydistill.teachers.tasks import requests_of, task, with_unasked
 
 logger = logging.getLogger("raydistill")
 
@@ -57,6 +64,24 @@ _ADVICE = {
 """By engine: what to do when no prompt at all was answered."""
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """What a teacher is asked for: the rewrites of a set of queries.
+
+    Attributes:
+        teacher: who is asked.
+        queries: every query once. Prompts that show answers or facts show those of the queries.
+        queries_fingerprint: of everything that decides the queries, and their own rewrites where the teacher reads those.
+        decided_by, decide: which turns are asked, and the fingerprints of what that goes by; None asks all of them.
+    """
+
+    teacher: TeacherConfig
+    queries: Sequence[ConversationalQuery]
+    queries_fingerprint: str
+    decided_by: Mapping[str, str] | None = None
+    decide: Callable[[], Decisions] | None = None
+
+
 def teach(
     teacher: TeacherConfig,
     queries: Sequence[ConversationalQuery],
@@ -65,64 +90,171 @@ def teach(
     decided_by: Mapping[str, str] | None = None,
     decide: Callable[[], Decisions] | None = None,
 ) -> Artifact:
-    """Return the committed artifact of kind "rewrites" that holds one row a query, in the order of the queries.
+    """Return the rewrites of one assignment; see `Assignment` and `teach_all`."""
+    return teach_all([Assignment(teacher, queries, queries_fingerprint, decided_by, decide)], root)[0]
+
+
+def teach_all(assignments: Sequence[Assignment], root: str) -> list[Artifact]:
+    """Return for each assignment the committed artifact of kind "rewrites": one row a query, in the order of the queries.
 
     Parquet columns are those of `raydistill.teachers.rewriting.REWRITE_SCHEMA`; the manifest's metadata holds the
     teacher's settings and the counts (queries, failed, failed.{reason}, and for language models cached, retried, recovered,
     prompt_tokens, generated_tokens). Finished parts and cached generations of earlier tries are used.
 
     Args:
-        queries: every query once. Prompts that show answers or facts show those of the queries.
-        queries_fingerprint: of everything that decides the queries, and their own rewrites where the teacher reads those.
+        assignments: teachers of one name have the same settings but for their budget.
         root: run root URI.
-        decided_by, decide: which turns are asked, and the fingerprints of what that goes by; None asks all of them.
 
     Raises:
-        TeacherError: the model cannot be loaded, or not one rewrite came out.
+        TeacherError: a model cannot be loaded, or not one rewrite came out.
         DataError: a malformed file of recorded rewrites, or a recorded teacher that knows none of the queries.
-        ResourceError: the cluster cannot hold the workers.
+        ResourceError: the cluster cannot hold the workers of one teacher.
     """
-    artifact = rewrites_artifact(teacher, queries_fingerprint, root, decided_by)
-    if artifact.find_manifest() is not None:
-        return artifact
-    decisions = decide() if decide is not None else None
-    if isinstance(teacher, RecordedTeacherConfig):
-        parts = _recorded_parts(teacher, queries, artifact)
-        extra: dict[str, Any] = {"source": list(teacher.rewrites)}
-    else:
-        parts = _generated_parts(teacher, queries, artifact, decisions)
-        extra = teacher.model_dump(mode="json", include={"model", "revision", "identity", "prompt"})
-    if decisions is not None:
-        extra["spend"] = decisions.counts()
-        count(f"teachers[{teacher.name}]", {f"spend.{name}": value for name, value in extra["spend"].items()})
-        logger.info("teacher %s: %s", teacher.name, _spending(decisions))
-    counts = _summed([part.counters for part in parts])
-    failed = counts["failed"] - counts.get("over_budget", 0)
-    if queries and failed == counts["queries"] - counts.get("over_budget", 0) - counts.get("self_contained", 0) > 0:
-        raise TeacherError(
-            f"teacher {teacher.name} failed on all {len(queries)} queries ({_reasons(counts)}; first: "
-            f"{_first_raw(artifact, parts[0])!r}); correct its prompt, model or budgets"
-        )
-    missing = counts.get(_MISSING, 0) - counts.get("over_budget", 0)
-    if missing > 0:
-        logger.info(
-            "teacher %s: has no rewrite of %g of %g turns; nothing is learned of it there, and in an evaluation the last "
-            "utterance stands in",
-            teacher.name,
-            missing,
-            counts["queries"],
-        )
-    if failed > missing:
-        reasons = _reasons({name: count for name, count in counts.items() if name != _MISSING})
-        logger.warning(
-            "teacher %s: %d of %d rewrites failed (%s); the last utterance stands in",
-            teacher.name,
-            failed - missing,
-            counts["queries"],
-            reasons,
-        )
-    ArtifactWriter(artifact).commit([part.name for part in parts], {"engine": teacher.engine, **extra, "counts": counts})
-    return artifact
+    artifacts = [rewrites_artifact(each.teacher, each.queries_fingerprint, root, each.decided_by) for each in assignments]
+    by_address = {artifact.uri: (artifact, each) for artifact, each in zip(artifacts, assignments, strict=True)}
+    generated: dict[str, list[_Draft]] = {}
+    for artifact, each in by_address.values():
+        if artifact.find_manifest() is not None:
+            continue
+        draft = _Draft(artifact, each.teacher, each.queries, each.decide() if each.decide is not None else None)
+        if isinstance(each.teacher, RecordedTeacherConfig):
+            _record(draft, each.teacher)
+        else:
+            generated.setdefault(each.teacher.name, []).append(draft)
+    run_pools([_pool(drafts) for drafts in generated.values()])
+    return artifacts
+
+
+class _Draft:
+    """An artifact on its way: its ranges of queries, and the parts that are there."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        teacher: TeacherConfig,
+        queries: Sequence[ConversationalQuery],
+        decisions: Decisions | None,
+    ) -> None:
+        self.artifact, self.teacher, self.queries, self.decisions = artifact, teacher, queries, decisions
+        size = _RECORDED_ROWS_PER_PART if isinstance(teacher, RecordedTeacherConfig) else teacher.turns_per_task
+        self.ranges = [(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
+        self.parts: dict[str, Part] = {}
+
+    def read_finished(self) -> None:
+        """Take the parts of earlier tries."""
+        finished = ArtifactWriter(self.artifact).finished()
+        names = (_part_name(*each) for each in self.ranges)
+        self.parts = {name: finished[name] for name in names if name in finished}
+
+    def missing(self) -> list[dict[str, Any]]:
+        """Return the specifications of the parts that are not there."""
+        assert not isinstance(self.teacher, RecordedTeacherConfig)
+        of = {} if self.decisions is None else self.decisions.of
+        return [
+            task(self.artifact, start, stop, self.queries[start:stop], self.teacher.history_turns, of)
+            for start, stop in self.ranges
+            if _part_name(start, stop) not in self.parts
+        ]
+
+    def is_complete(self) -> bool:
+        return len(self.parts) == len(self.ranges)
+
+    def commit(self, extra: Mapping[str, Any]) -> None:
+        """Commit the artifact of all parts, saying what is to be known. Raises TeacherError when every rewrite failed."""
+        teacher, queries, decisions = self.teacher, self.queries, self.decisions
+        parts = [self.parts[_part_name(*each)] for each in self.ranges]
+        told = {"engine": teacher.engine, **extra}
+        if decisions is not None:
+            told["spend"] = decisions.counts()
+            count(f"teachers[{teacher.name}]", {f"spend.{name}": value for name, value in told["spend"].items()})
+            logger.info("teacher %s: %s", teacher.name, _spending(decisions))
+        counts = _summed([part.counters for part in parts])
+        failed = counts["failed"] - counts.get("over_budget", 0)
+        if queries and failed == counts["queries"] - counts.get("over_budget", 0) - counts.get("self_contained", 0) > 0:
+            raise TeacherError(
+                f"teacher {teacher.name} failed on all {len(queries)} queries ({_reasons(counts)}; first: "
+                f"{_first_raw(self.artifact, parts[0])!r}); correct its prompt, model or budgets"
+            )
+        missing = counts.get(_MISSING, 0) - counts.get("over_budget", 0)
+        if missing > 0:
+            logger.info(
+                "teacher %s: has no rewrite of %g of %g turns; nothing is learned of it there, and in an evaluation the "
+                "last utterance stands in",
+                teacher.name,
+                missing,
+                counts["queries"],
+            )
+        if failed > missing:
+            reasons = _reasons({name: count for name, count in counts.items() if name != _MISSING})
+            logger.warning(
+                "teacher %s: %d of %d rewrites failed (%s); the last utterance stands in",
+                teacher.name,
+                failed - missing,
+                counts["queries"],
+                reasons,
+            )
+        ArtifactWriter(self.artifact).commit([part.name for part in parts], {**told, "counts": counts})
+
+
+def _record(draft: _Draft, teacher: RecordedTeacherConfig) -> None:
+    """Write recorded rewrites on the driver."""
+    queries = draft.queries
+    known = recorded_rewrites(teacher.rewrites, queries)
+    if queries and not (known.raw or known.held):
+        raise DataError(f"teacher {teacher.name}: {known_nothing(teacher.rewrites, queries)}")
+    for start, stop in draft.ranges:
+        rows = [_recorded_row(query, known) for query in queries[start:stop]]
+        part = _put(draft.artifact, start, stop, rows, row_counters(rows))
+        draft.parts[part.name] = part
+    draft.commit({"source": list(teacher.rewrites)})
+
+
+def _recorded_row(query: ConversationalQuery, known: RecordedRewrites) -> Rewrite:
+    held = known.held.get(query.query_id)
+    if held is not None:
+        return Rewrite(query.query_id, held, None, held)
+    return recorded_row(query.query_id, query.question, known.raw)
+
+
+def _pool(drafts: Sequence[_Draft]) -> Pool:
+    """Return the work of one teacher on all of its sets."""
+    teacher = drafts[0].teacher
+    assert not isinstance(teacher, RecordedTeacherConfig)
+    for draft in drafts:
+        draft.read_finished()
+    specs = [spec for draft in drafts for spec in draft.missing()]
+    workers = teacher.workers.model_copy(update={"actors": max(1, min(teacher.workers.actors, len(specs)))})
+    if isinstance(teacher, VllmTeacherConfig):
+        workers = workers.model_copy(update={"gpus": float(teacher.tensor_parallel_size)})
+    return Pool(f"teacher {teacher.name}", workers, lambda stop: _generate(teacher, drafts, specs, stop))
+
+
+def _generate(
+    teacher: GeneratingTeacherConfig, drafts: Sequence[_Draft], specs: Sequence[dict[str, Any]], stop: Event
+) -> None:
+    """Have the missing parts written by actors, and commit each draft as soon as it is complete."""
+    artifact = drafts[0].artifact
+    extra = teacher.model_dump(mode="json", include={"model", "revision", "identity", "prompt"})
+    of = {draft.artifact.fingerprint: draft for draft in drafts}
+    arguments = {
+        "teacher": teacher.model_dump(mode="json"),
+        "root": artifact.root,
+        "group": group_name(artifact),
+        "identity": engine_identity(teacher),
+    }
+    with track(f"teach {teacher.name}", sum(len(draft.queries) for draft in drafts), "turns") as advance:
+        for draft in drafts:
+            advance(sum(part.rows for part in draft.parts.values()))
+            if draft.is_complete():
+                draft.commit(extra)
+        with held_places(teacher, len(specs), artifact):
+            receipts = map_shards(specs, RewriteWorker, arguments, teacher.workers, f"teachers[{teacher.name}]")
+            for receipt in until(stop, receipts):
+                part, draft = Part.from_json(receipt), of[receipt["of"]]
+                draft.parts[part.name] = part
+                advance(part.rows)
+                if draft.is_complete():
+                    draft.commit(extra)
 
 
 def rewrites_artifact(
@@ -139,64 +271,28 @@ def rewrites_artifact(
     return Artifact(root, KIND, teacher.name, fingerprint(KIND, _FORMAT_VERSION, teacher, inputs))
 
 
-def _recorded_parts(
-    teacher: RecordedTeacherConfig, queries: Sequence[ConversationalQuery], artifact: Artifact
-) -> list[Part]:
-    known = recorded_rewrites(teacher.rewrites, queries)
-    if queries and not (known.raw or known.held):
-        raise DataError(f"teacher {teacher.name}: {known_nothing(teacher.rewrites, queries)}")
-    parts = []
-    for start, stop in _ranges(len(queries), _RECORDED_ROWS_PER_PART):
-        rows = [_recorded_row(query, known) for query in queries[start:stop]]
-        parts.append(_put(artifact, start, stop, rows, row_counters(rows)))
-    return parts
-
-
-def _recorded_row(query: ConversationalQuery, known: RecordedRewrites) -> Rewrite:
-    held = known.held.get(query.query_id)
-    if held is not None:
-        return Rewrite(query.query_id, held, None, held)
-    return recorded_row(query.query_id, query.question, known.raw)
-
-
-def _generated_parts(
-    teacher: GeneratingTeacherConfig,
-    queries: Sequence[ConversationalQuery],
-    artifact: Artifact,
-    decisions: Decisions | None,
-) -> list[Part]:
-    ranges = _ranges(len(queries), teacher.turns_per_task)
-    finished = ArtifactWriter(artifact).finished()
-    waiting = [each for each in ranges if _part_name(*each) not in finished]
-    of = {} if decisions is None else decisions.of
-    specs = [_spec(start, stop, queries[start:stop], teacher.history_turns, of) for start, stop in waiting]
-    arguments = {
-        "teacher": teacher.model_dump(mode="json"),
-        "artifact": artifact.to_json(),
-        "identity": engine_identity(teacher),
-    }
-    parts = {name: finished[name] for name in (_part_name(*each) for each in ranges) if name in finished}
-    with track(f"teach {teacher.name}", len(queries), "turns") as advance:
-        advance(sum(part.rows for part in parts.values()))
-        with held_places(teacher, len(specs), artifact):
-            for receipt in map_shards(specs, RewriteWorker, arguments, teacher.workers, f"teachers[{teacher.name}]"):
-                part = Part.from_json(receipt)
-                parts[part.name] = part
-                advance(part.rows)
-    return [parts[_part_name(*each)] for each in ranges]
-
-
 class RewriteWorker:
     """One actor's share: rewrites ranges of queries and stores each as a part; loads the model at the first cache miss."""
 
-    def __init__(self, teacher: Mapping[str, Any], artifact: Mapping[str, str], identity: EngineIdentity) -> None:
+    def __init__(self, teacher: Mapping[str, Any], root: str, group: str, identity: EngineIdentity) -> None:
+        """Load nothing yet.
+
+        Args:
+            teacher: its configuration as JSON.
+            root: run root URI, where the generation cache is.
+            group: what the names of placement groups begin with.
+            identity: of the engine.
+        """
         self._teacher: GeneratingTeacherConfig = TypeAdapter(GeneratingTeacherConfig).validate_python(teacher)
-        self._artifact = Artifact.from_json(artifact)
-        self._identity = identity
+        self._root, self._group, self._identity = root, group, identity
 
     def __call__(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """Rewrite the range and return its part. Raises TeacherError when nothing can be loaded or answered."""
-        requests = _requests(spec)
+        """Rewrite the range and return its part, and `of` which artifact (its fingerprint) it is.
+
+        Raises TeacherError when nothing can be loaded or answered.
+        """
+        artifact = Artifact.from_json(spec["artifact"])
+        requests = requests_of(spec)
         rows, counters = self._rewriter.rewrite(requests) if requests else ([], row_counters([]))
         if len(rows) > 1 and all(row.failure is not None and Failure(row.failure).is_of_engine for row in rows):
             # Stored, this would be taken for finished by every later try.
@@ -204,58 +300,14 @@ class RewriteWorker:
                 f"teacher {self._teacher.name} could answer none of {len(rows)} prompts ({rows[0].raw}); "
                 + _ADVICE[self._teacher.engine]
             )
-        rows, counters = _with_unasked(rows, counters, spec.get("unasked", []))
-        return _put(self._artifact, spec["start"], spec["stop"], rows, counters).to_json()
+        rows, counters = with_unasked(rows, counters, spec.get("unasked", []))
+        part = _put(artifact, spec["start"], spec["stop"], rows, counters)
+        return {**part.to_json(), "of": artifact.fingerprint}
 
     @cached_property
     def _rewriter(self) -> Rewriter:
         # Not in the constructor: an error of a Ray actor's constructor does not reach the driver as a sentence.
-        cache = GenerationCache(self._artifact.root, self._identity)
-        return open_rewriter(self._teacher, cache, group_name(self._artifact))
-
-
-def _spec(
-    start: int,
-    stop: int,
-    queries: Sequence[ConversationalQuery],
-    history_turns: int,
-    decisions: Mapping[str, Decision] | None = None,
-) -> dict[str, Any]:
-    """Return a range of queries as JSON, every turn of its conversations written once however many histories show it."""
-    of = decisions or {}
-    unasked = [
-        [place, query.query_id, query.question, of[query.query_id].value]
-        for place, query in enumerate(queries)
-        if of.get(query.query_id, Decision.ASK) is not Decision.ASK
-    ]
-    queries = [query for query in queries if of.get(query.query_id, Decision.ASK) is Decision.ASK]
-    turns: list[list[str]] = []
-    numbers: dict[Turn, int] = {}
-    rows = []
-    for query in queries:
-        shown = query.history[max(0, len(query.history) - history_turns) :]
-        for turn in shown:
-            if turn not in numbers:
-                numbers[turn] = len(turns)
-                turns.append([turn.question, turn.answer])
-        rows.append([query.query_id, query.question, [numbers[turn] for turn in shown], query.answer, list(query.facts)])
-    return {"start": start, "stop": stop, "turns": turns, "queries": rows, "unasked": unasked}
-
-
-def _with_unasked(
-    rows: list[Rewrite], counters: Mapping[str, float], unasked: Sequence[Sequence[Any]]
-) -> tuple[list[Rewrite], dict[str, float]]:
-    """Return all rows of a range in order, with those that were not asked, and the counters of all."""
-    if not unasked:
-        return rows, dict(counters)
-    waiting = iter(rows)
-    told = {
-        place: Rewrite(query_id, question, None if kind == Decision.SELF_CONTAINED.value else Failure.MISSING.value, "")
-        for place, query_id, question, kind in unasked
-    }
-    whole = [told[place] if place in told else next(waiting) for place in range(len(rows) + len(told))]
-    kinds = [kind for *_, kind in unasked]
-    return whole, {**counters, **row_counters(whole), **{kind: kinds.count(kind) for kind in sorted(set(kinds))}}
+        return open_rewriter(self._teacher, GenerationCache(self._root, self._identity), self._group)
 
 
 def _spending(decisions: Decisions) -> str:
@@ -268,22 +320,10 @@ def _spending(decisions: Decisions) -> str:
     )
 
 
-def _requests(spec: Mapping[str, Any]) -> list[RewriteRequest]:
-    turns = [(question, answer) for question, answer in spec["turns"]]
-    return [
-        RewriteRequest(query_id, question, tuple(turns[n] for n in history), answer, tuple(facts))
-        for query_id, question, history, answer, facts in spec["queries"]
-    ]
-
-
 def _put(artifact: Artifact, start: int, stop: int, rows: list[Rewrite], counters: Mapping[str, float]) -> Part:
     buffer = io.BytesIO()
     pq.write_table(rewrite_table(rows), buffer, compression="zstd")
     return ArtifactWriter(artifact).put_part(_part_name(start, stop), buffer.getvalue(), ".parquet", len(rows), counters)
-
-
-def _ranges(count: int, size: int) -> list[tuple[int, int]]:
-    return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _part_name(start: int, stop: int) -> str:

@@ -19,7 +19,8 @@ from raydistill.errors import ConfigError, TeacherError
 from raydistill.storage.artifacts import Artifact
 from raydistill.teachers.engine import Sampling
 from raydistill.teachers.engines import check_teacher, engine_identity
-from raydistill.teachers.pool import RewriteWorker, _spec, rewrites_artifact, teach
+from raydistill.teachers.pool import RewriteWorker, rewrites_artifact, teach
+from raydistill.teachers.tasks import task
 from raydistill.teachers.transformers_engine import ModelTokenizer, TransformersEngine
 from tests.teachers.endpoint import KEY, MODEL, prompt_of, said, serving, status
 
@@ -50,8 +51,8 @@ def rows(artifact: Artifact) -> list[dict[str, Any]]:
 def work(teacher: OpenAiTeacherConfig, queries: list[ConversationalQuery], root: Path) -> dict[str, Any]:
     """Rewrite queries in this process, as an actor would."""
     artifact = rewrites_artifact(teacher, FINGERPRINT, str(root))
-    worker = RewriteWorker(teacher.model_dump(mode="json"), artifact.to_json(), engine_identity(teacher))
-    return worker(_spec(0, len(queries), queries, teacher.history_turns))
+    worker = RewriteWorker(teacher.model_dump(mode="json"), artifact.root, "group", engine_identity(teacher))
+    return worker(task(artifact, 0, len(queries), queries, teacher.history_turns))
 
 
 def test_a_model_behind_an_endpoint_writes_what_it_writes_here(

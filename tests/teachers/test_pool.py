@@ -18,8 +18,9 @@ from raydistill.errors import DataError, ResourceError, TeacherError
 from raydistill.storage.artifacts import Artifact, ArtifactWriter
 from raydistill.storage.parts import Part
 from raydistill.teachers.engines import engine_identity
-from raydistill.teachers.pool import RewriteWorker, _spec, rewrites_artifact, teach
+from raydistill.teachers.pool import RewriteWorker, rewrites_artifact, teach
 from raydistill.teachers.rewriting import REWRITE_SCHEMA
+from raydistill.teachers.tasks import task
 
 FINGERPRINT = "f" * 64
 LEARNT = "who built it?"
@@ -105,9 +106,9 @@ def test_other_task_sizes_and_batches_change_no_row_and_generate_nothing(
     for size, batch_tokens in ((9, 8192), (2, 64)):
         teacher = generating(trained_causal, turns_per_task=size, batch_tokens=batch_tokens)
         artifact = rewrites_artifact(teacher, FINGERPRINT, str(tmp_path))
-        worker = RewriteWorker(teacher.model_dump(mode="json"), artifact.to_json(), engine_identity(teacher))
+        worker = RewriteWorker(teacher.model_dump(mode="json"), artifact.root, "group", engine_identity(teacher))
         parts = [
-            Part.from_json(worker(_spec(start, start + size, queries[start : start + size], teacher.history_turns)))
+            Part.from_json(worker(task(artifact, start, start + size, queries[start : start + size], teacher.history_turns)))
             for start in range(0, 9 - size + 1, size)
         ]
         tables = [pq.read_table(artifact.fetch(part)).to_pylist() for part in parts]

@@ -1,0 +1,127 @@
+"""Pools of actors that work at the same time where the cluster has room for all of them, and one after another where not.
+
+Which pools fit beside each other is decided before they start, node by node; within that, Ray schedules their actors.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import TypeVar
+
+import ray
+
+from raydistill.actor_pool import places_on
+from raydistill.config import WorkerConfig
+
+logger = logging.getLogger("raydistill")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Work that a pool of actors does.
+
+    Attributes:
+        name: for messages, such as `teacher sonnet`.
+        workers: what it holds of the cluster while it runs.
+        run: does the work on the driver's side, in a thread when other pools run beside it. It is given an event that is set
+            when another pool has failed: it should then end soon, keeping what is done (see `until`).
+    """
+
+    name: str
+    workers: WorkerConfig
+    run: Callable[[Event], None]
+
+
+def run_pools(pools: Sequence[Pool]) -> None:
+    """Run every pool, each beside as many of its neighbours as the cluster has room for.
+
+    Raises what the first pool to fail raises, once the others have ended; pools that wait for room are then not started.
+    """
+    for group in groups_that_fit(pools, _nodes()):
+        if len(group) == 1:
+            group[0].run(Event())
+        else:
+            logger.info("%s: the cluster has room for them at once", ", ".join(pool.name for pool in group))
+            _run_at_once(group)
+
+
+def until(stop: Event, items: Iterable[T]) -> Iterator[T]:
+    """Yield the items and end early, after one that came in, once the event is set."""
+    for item in items:
+        yield item
+        if stop.is_set():
+            return
+
+
+def groups_that_fit(pools: Sequence[Pool], nodes: Sequence[tuple[float, float]]) -> list[list[Pool]]:
+    """Cut the pools, in their order, into groups that a cluster holds at once; one that fits nowhere is alone.
+
+    Args:
+        nodes: CPUs and GPUs of each node.
+    """
+    groups: list[list[Pool]] = []
+    for pool in pools:
+        if groups and _has_room([each.workers for each in (*groups[-1], pool)], nodes):
+            groups[-1].append(pool)
+        else:
+            groups.append([pool])
+    return groups
+
+
+def _has_room(wanted: Sequence[WorkerConfig], nodes: Sequence[tuple[float, float]]) -> bool:
+    free = [list(node) for node in nodes]
+    # The largest actors first: the small ones fit between them.
+    for workers in sorted(wanted, key=lambda each: (each.gpus, each.cpus), reverse=True):
+        left = workers.fewest_actors
+        for node in free:
+            placed = min(left, places_on(node[0], node[1], workers))
+            node[0] -= placed * workers.cpus
+            node[1] -= placed * workers.gpus
+            left -= placed
+        if left:
+            return False
+    return True
+
+
+def _nodes() -> list[tuple[float, float]]:
+    if not ray.is_initialized():
+        return []
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive]
+
+
+def _run_at_once(pools: Sequence[Pool]) -> None:
+    stop = Event()
+    ended: SimpleQueue[tuple[Pool, BaseException | None]] = SimpleQueue()
+
+    def run(pool: Pool) -> None:
+        try:
+            pool.run(stop)
+            ended.put((pool, None))
+        except BaseException as error:
+            ended.put((pool, error))
+
+    for pool in pools:
+        # Daemons: when the user interrupts the driver, it does not wait for their shards.
+        Thread(target=run, args=(pool,), name=pool.name, daemon=True).start()
+    first: BaseException | None = None
+    try:
+        for left in range(len(pools) - 1, -1, -1):
+            pool, error = ended.get()
+            if error is None:
+                continue
+            stop.set()
+            if first is not None:
+                logger.error("%s: %s", pool.name, error)
+            elif left:
+                logger.error("%s failed: %s; the others end after the shards that come in next", pool.name, error)
+            first = first or error
+    finally:
+        stop.set()
+    if first is not None:
+        raise first
