@@ -3,7 +3,8 @@
 Trains the student of a configuration once a fold, each time without a share of the judged training conversations, and
 searches with it for just these; the recorded teachers and the baselines beside it, in the same index. Together the folds
 measure every judged training conversation once: several times the turns of one held-out share, and no test turn. Differences
-between the student and each teacher are of the same turns, with 95 % bootstrap intervals.
+between the student and each teacher are of the same turns, with 95 % bootstrap intervals; so are, with `--against FILE`,
+those between it and the student of another result. What queries cost is told by depth.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 CONFIG = CHECKOUT / "jobs" / "configs" / "mtrag-small.yaml"
 SAMPLES, SEED = 2000, 0
 ALL = "all"
+DEEP = 8
+"""From this turn on, turns are taken together: few conversations have more."""
 
 Row = dict[str, Any]
 
@@ -42,13 +45,17 @@ def main() -> int:
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--against", type=Path, help="JSON file of the same folds with another student")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     options = parser.parse_args()
     rows: list[Row] = []
+    costs: list[Row] = []
     for fold in range(options.folds):
         # Rounded down, so that the last fold is within.
         share = f"data.validation={{share: {1 / options.folds - 1e-9:.9f}, fold: {fold}}}"
-        rows += _held_out_rows(options.config, [*options.overrides, share])
+        found, spent = _held_out_rows(options.config, [*options.overrides, share])
+        rows += found
+        costs += spent
     measures = [name for name in rows[0] if "@" in name]
     content = {
         "config": options.config.name,
@@ -57,9 +64,14 @@ def main() -> int:
         "folds": options.folds,
         "systems": _systems(rows, measures),
         "differences": _differences(rows, measures),
+        "costs": _costs(costs),
+        "student": {measure: _values(rows, measure, ALL)[STUDENT] for measure in measures},
         "machine": machine(),
         "versions": {name: version(name) for name in ("raydistill", "ray", "torch", "transformers", "deepspeed")},
     }
+    if options.against:
+        other = json.loads(options.against.read_text())
+        content["against"] = {"overrides": other["overrides"], **_against(content["student"], other["student"])}
     _print(content, measures)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -67,18 +79,21 @@ def main() -> int:
     return 0
 
 
-def _held_out_rows(config: Path, overrides: list[str]) -> list[Row]:
-    """Train what is not trained yet; return a row a system and held-out turn, with its source and the system's role."""
+def _held_out_rows(config: Path, overrides: list[str]) -> tuple[list[Row], list[Row]]:
+    """Train what is not trained yet; return a row a system and held-out turn, with its source and the system's role, and a
+    row a system and depth with what its queries cost."""
     chain = Chain(load_config(config, overrides))
     chain.check("train")
     connect(chain.config.ray)
     held_out = chain.inputs.validation
     assert held_out is not None
     evaluation = evaluate_on(held_out, chain)
-    roles = {system["name"]: system["role"] for system in load_metrics(evaluation)["systems"]}
+    systems = load_metrics(evaluation)["systems"]
+    roles = {system["name"]: system["role"] for system in systems}
+    costs = [{"system": system["name"], **each} for system in systems for each in system["by_depth"]]
     source_of = {turn.query_id: each.source for each in held_out.conversations for turn in each.asked}
     found = pq.read_table(evaluation.fetch(evaluation.part("per-query"))).to_pylist()
-    return [{**row, "source": source_of[row["query_id"]], "role": roles[row["system"]]} for row in found]
+    return [{**row, "source": source_of[row["query_id"]], "role": roles[row["system"]]} for row in found], costs
 
 
 def _values(rows: list[Row], measure: str, source: str) -> dict[str, dict[str, float]]:
@@ -122,6 +137,35 @@ def _differences(rows: list[Row], measures: list[str]) -> list[dict[str, Any]]:
     return found
 
 
+def _costs(rows: list[Row]) -> list[dict[str, Any]]:
+    """Return mean terms (L0) and FLOPS a query of each system, of all turns and by depth; the deepest turns together."""
+    found = []
+    for system in dict.fromkeys(row["system"] for row in rows):
+        own = [row for row in rows if row["system"] == system]
+        groups = {f"turn {depth}": [row for row in own if row["first"] == depth == row["last"]] for depth in range(1, DEEP)}
+        groups[f"turn {DEEP} and later"] = [row for row in own if row["last"] >= DEEP]
+        by_depth = {name: _cost(group) for name, group in groups.items() if group}
+        found.append({"system": system, **_cost(own), "by_depth": by_depth})
+    return found
+
+
+def _cost(rows: list[Row]) -> dict[str, float]:
+    turns = sum(row["queries"] for row in rows)
+    means = {name: sum(row[name]["mean"] * row["queries"] for row in rows) / turns for name in ("terms", "flops")}
+    return {"turns": turns, **means}
+
+
+def _against(ours: dict[str, dict[str, float]], others: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Return our student minus the other one, by measure, of the same turns."""
+    found = {}
+    for measure, values in ours.items():
+        turns = sorted(values)
+        if turns != sorted(others[measure]):
+            raise SystemExit("--against: the file has other turns; make it with the same folds of the same conversations")
+        found[measure] = _interval(np.array([values[turn] - others[measure][turn] for turn in turns]))
+    return found
+
+
 def _role(rows: list[Row], system: str) -> str:
     return next(str(row["role"]) for row in rows if row["system"] == system)
 
@@ -133,6 +177,12 @@ def _print(content: dict[str, Any], measures: list[str]) -> None:
     for row in content["differences"]:
         span = f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
         print(f"{row['source']:8} student - {row['teacher']:18} {row['measure']:8} {span}")
+    for row in content["costs"]:
+        depths = ", ".join(f"{name} {each['terms']:.1f}" for name, each in row["by_depth"].items())
+        print(f"{row['system']:18} FLOPS {row['flops']:.2f}, terms {row['terms']:.1f} ({depths})")
+    for measure, row in content.get("against", {}).items():
+        if measure in measures:
+            print(f"student - other student {measure:8} {row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]")
 
 
 if __name__ == "__main__":

@@ -115,11 +115,10 @@ def _compared(options: argparse.Namespace, folder: Path, threads: int) -> dict[s
         for name, each in measured.items()
         if ours.startswith(OURS) and not name.startswith(OURS)
     }
-    for name, each in ratios.items():
-        print(f"{name}: {each['speed']:.1f} times the queries/s, {each['memory']:.2f} of the memory above imports")
     alike = _at_equal_sizes(measured, options)
-    for name, each in alike.items():
-        print(f"{name}: {each['speed']:.1f} times the queries/s, {each['memory']:.2f} of the memory above imports")
+    for name, each in (ratios | alike).items():
+        memory = f"{each['memory']:.2f} of the memory above imports, {each['memory_with_imports']:.2f} with them"
+        print(f"{name}: {each['speed']:.1f} times the queries/s, {memory}")
     return {"threads": threads, "variants": measured, "ratios": ratios, "ratios_at_equal_micro_batch": alike}
 
 
@@ -130,6 +129,7 @@ def _at_equal_sizes(measured: dict[str, Any], options: argparse.Namespace) -> di
         f"{size} queries a pass, {OURS} against {name}": {
             "speed": ours[size]["queries_per_second"] / trial["queries_per_second"],
             "memory": _memory(ours[size], options) / _memory(trial, options),
+            "memory_with_imports": ours[size]["peak"] / trial["peak"],
         }
         for name, each in measured.items()
         for size, trial in each.get("tried", {}).items()
@@ -149,7 +149,7 @@ def _at_its_best(name: str, options: argparse.Namespace, folder: Path, threads: 
         print(f"  {name}, micro-batch {micro}: {tried[micro]['queries_per_second']:.3f} queries/s", file=sys.stderr)
     best = max(tried, key=lambda size: tried[size]["queries_per_second"])
     result = _run(name, options, folder, threads, best, (best, options.batch * options.measured_steps))
-    kept = ("queries_per_second", "above_baseline", "peak_device")
+    kept = ("queries_per_second", "peak", "above_baseline", "peak_device")
     trials = {size: {key: each[key] for key in kept if key in each} for size, each in tried.items()}
     return {"micro_batch": best, **result, "tried": trials}
 

@@ -10,7 +10,8 @@ and e = log(s / w), a step changes
 
 bounded in rate (`most_change`). Lambda does not grow while the penalties' gradient is more than `most_pull` times the
 loss's, where more of it would only wind up. Below 1/300 of its start it counts as 0: when the statistic lies under the
-target the penalty goes off, for the target is an upper bound.
+target the penalty goes off, for the target is an upper bound. When the statistic comes to lie above it, lambda begins at
+its start, as it does after the warm-up: a student that grows past the target late leaves no time to climb from nothing.
 
 What is wanted goes smoothly from the statistic at the end of the warm-up to the target,
 log w = log target + max(0, log(s_start / target)) (1 - u)^2 with u = 0..1 from there to `reach_share` of the steps. The
@@ -205,6 +206,8 @@ class Controller:
             off = self._levels[bucket] <= _LOWEST
             if off and error + difference <= 0:
                 continue
+            if off:
+                self._levels[bucket] = 0.0
             patience = 1.0 if off else _MORE_PATIENT_FOR_DEPTHS
             change = gain * (error - self._error + error / self._integral_steps)
             change += gain * (difference - self._differences[bucket] + difference / (patience * self._integral_steps))

@@ -97,6 +97,14 @@ def test_l0_ends_at_the_target_from_sparse_and_dense_starts(start_bias: float, s
     assert student.sparsity.advice() is None
 
 
+@pytest.mark.parametrize(("start_bias", "bound"), [(-1.2, 20), (-0.9, 20), (-0.9, 35), (-0.6, 35), (-0.6, 50)])
+def test_a_student_that_begins_under_the_target_and_grows_is_held_at_it(start_bias: float, bound: int) -> None:
+    free = Student({}, steps=170, start_bias=start_bias).train()
+    held = Student({"target": f"l0<={bound}"}, steps=170, start_bias=start_bias)
+    assert held.l0() < bound < free.l0() / 1.05
+    assert held.train().l0() == pytest.approx(bound, rel=0.06)
+
+
 @pytest.mark.parametrize("terms", ["none", "0.3*l1", "l0flops(terms=5) + 0.05*guard"])
 def test_flops_ends_at_the_target_whatever_penalty_is_driven(terms: str) -> None:
     student = Student({"target": "flops<=5", "terms": terms}, steps=250)
