@@ -1,14 +1,11 @@
 """The document encoder's loop: what a step computes does not depend on chunks or workers, and a resumed run goes on exactly.
 
-DeepSpeed and process groups keep global state, so every run is a set of processes of its own; this file is their script.
+DeepSpeed and process groups keep global state, so every run has processes of its own (see `processes`).
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ from raydistill.distill.engine import Workplace
 from raydistill.index.corpus import passage_parts
 from raydistill.index.passage_texts import PassageTexts
 from raydistill.storage.artifacts import Artifact
-from tests.conftest import free_port
+from tests.distill import processes
 from tests.distill.document_world import learned, lexical_encoder, put_corpus, put_examples
 
 STEPS = 6
@@ -43,22 +40,8 @@ def run(
     folder.mkdir()
     settings = learned(encoder, steps=STEPS, workers={"actors": workers}, **training)
     documents = settings.model_copy(update={"top_terms": top_terms}).model_dump(mode="json")
-    work = json.dumps({**spec, "documents": documents, "encoder": encoder, "folder": str(folder)})
-    port = str(free_port())
-    processes = []
-    for rank in range(workers):
-        environment = {
-            **os.environ,
-            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers)},
-            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
-        }
-        command = [sys.executable, __file__, work]
-        processes.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    outputs = [process.communicate()[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(output[-3000:] for output in outputs)
+    work = {**spec, "documents": documents, "encoder": encoder, "folder": str(folder)}
+    processes.run(train, workers, work, folder)
     return list(json.loads((folder / "records.json").read_text()))
 
 
@@ -124,7 +107,8 @@ def test_every_text_is_in_one_chunk_of_one_worker() -> None:
         assert sorted(row for own in dealt for _, rows in own for row in rows) == list(range(7))
 
 
-def train_in_this_process(spec: dict[str, Any]) -> None:
+def train(rank: int, workers: int, spec: dict[str, Any]) -> None:
+    """What every worker runs."""
     from transformers import AutoTokenizer
 
     from raydistill.distill.document_loop import DocumentTrainer
@@ -134,16 +118,12 @@ def train_in_this_process(spec: dict[str, Any]) -> None:
     texts = PassageTexts(corpus, passage_parts(corpus.manifest()))
     examples = Artifact.from_json(spec["examples"])
     stream = DocumentStream(examples, documents.training, texts, lexical_encoder(spec["encoder"]))
-    place = Workplace(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.device("cpu"))
+    place = Workplace(rank, workers, torch.device("cpu"))
     trainer = DocumentTrainer(documents, stream, AutoTokenizer.from_pretrained(spec["encoder"]), place, "f" * 64)
     folder = Path(spec["folder"])
     if "resume" in spec:
         trainer.restore(Path(spec["resume"]))
     records: list[dict[str, float]] = []
     trainer.run(records.append, lambda current: current.save(folder / f"checkpoint-{current.step}"))
-    if place.rank == 0:
+    if rank == 0:
         (folder / "records.json").write_text(json.dumps(records))
-
-
-if __name__ == "__main__":
-    train_in_this_process(json.loads(sys.argv[1]))

@@ -116,6 +116,7 @@ def test_a_logger_that_is_not_installed_is_found_before_any_worker_starts(
         train(config(mined, tiny_encoder, loggers={"wandb": "project"}), *mined)
 
 
+@pytest.mark.slow  # the next one ends in a sentence from the same place
 def test_a_diverging_run_ends_in_a_sentence_and_leaves_no_student(
     ray_cluster: None, mined: Mined, tiny_encoder: str
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_collapse_of_sparsity_is_said_on_the_driver_and_kept(
     assert [sentence for sentence in said if "collapses" in sentence] == [f"train: {records[0]['advice']}"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not emulates_bf16(), reason="this CPU has instructions for bfloat16")
 def test_emulated_bfloat16_is_said_on_the_driver(
     ray_cluster: None, mined: Mined, tiny_encoder: str, caplog: pytest.LogCaptureFixture

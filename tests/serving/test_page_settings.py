@@ -12,6 +12,7 @@ from tests.serving.conftest import World
 from tests.serving.inspected_run import CONVERSATION, asked, looked, views
 
 
+@pytest.mark.slow
 def test_without_a_run_students_are_shown_and_turns_are_not(animals: World) -> None:
     from raydistill.serving.start import running
 
