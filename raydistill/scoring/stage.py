@@ -7,8 +7,7 @@ it (NaN), and none is made up; see `teachers.combine` for what becomes of it.
 
 Judgements, Parquet, one part a range of a candidates part: query_id string, passages list<int64> (ascending), scores
 list<float32> (log-odds of fitting, higher is better; NaN where the model gave none). Memory of a worker: the index mapped,
-the texts of turns_per_task x depth passages, the model; beside a language model also the cache of all that its engine was
-asked in this run root, about 400 bytes a prompt (an estimate: a key of 64 characters and a short text).
+the texts of turns_per_task x depth passages, the model; what a language model's engine was asked before lies on disk.
 """
 
 from __future__ import annotations

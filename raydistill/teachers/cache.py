@@ -13,9 +13,13 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import islice
+from threading import Lock
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,7 +40,11 @@ _SCHEMA = pa.schema(
         ("finish_reason", pa.string()),
     ]
 )
+_COLUMNS = ", ".join(_SCHEMA.names[1:])
 _READERS = 16
+_PARTS_AT_ONCE = 4 * _READERS
+_PAGES_KIB = 65_536
+"""Of the temporary file, in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,9 @@ def generation_key(engine: EngineIdentity, prompt_version: str, sampling: Sampli
 class GenerationCache:
     """The generations of one engine under a run root; loaded once, then extended by what this process adds.
 
+    They lie in a temporary SQLite file of this process, so memory is bounded however many there are (64 MiB of pages, and
+    the parts that are being read); on disk they take about 200 bytes each and the text.
+
     Attributes:
         root: run root URI.
         engine: whose generations.
@@ -76,28 +87,38 @@ class GenerationCache:
     root: str
     engine: EngineIdentity
     damaged: int = 0
-    _known: dict[str, Generation] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # "": a file that SQLite names, and that is gone with the connection. One thread at a time uses it (see _lock).
+        self._rows = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._lock = Lock()
+        self._rows.execute(f"PRAGMA cache_size = -{_PAGES_KIB}")
+        self._rows.execute("PRAGMA synchronous = OFF")
+        columns = ", ".join(name if name != "key" else "key PRIMARY KEY" for name in _SCHEMA.names)
+        self._rows.execute(f"CREATE TABLE generations ({columns}) WITHOUT ROWID")
         store = open_store(self.root)
-        parts = [info for info in store.list(f"{self._prefix}/") if info.key.endswith(".parquet")]
+        parts = (info for info in store.list(f"{self._prefix}/") if info.key.endswith(".parquet"))
         with ThreadPoolExecutor(_READERS) as pool:
-            for generations in pool.map(lambda info: _read_part(store, info), parts):
-                if generations is None:
-                    self.damaged += 1
-                else:
-                    self._known.update(generations)
+            while some := list(islice(parts, _PARTS_AT_ONCE)):
+                for table in pool.map(lambda info: _read_part(store, info), some):
+                    if table is None:
+                        self.damaged += 1
+                    else:
+                        self._insert(zip(*(table[name].to_pylist() for name in _SCHEMA.names), strict=True))
 
     def __len__(self) -> int:
-        return len(self._known)
+        with self._lock:
+            return int(self._rows.execute("SELECT count(*) FROM generations").fetchone()[0])
 
     def find(self, key: str) -> Generation | None:
         """Return the generation of this key, or None."""
-        return self._known.get(key)
+        with self._lock:
+            found = self._rows.execute(f"SELECT {_COLUMNS} FROM generations WHERE key = ?", (key,)).fetchone()
+        return None if found is None else Generation(**dict(zip(_SCHEMA.names[1:], found, strict=True)))
 
     def add(self, generations: Mapping[str, Generation]) -> None:
         """Keep generations by key, durably once this returns; failed ones are not kept, since nothing was paid for them."""
-        new = {key: one for key, one in generations.items() if one.failure is None and key not in self._known}
+        new = {key: one for key, one in generations.items() if one.failure is None and self.find(key) is None}
         if not new:
             return
         rows = [{"key": key, **{name: getattr(new[key], name) for name in _SCHEMA.names[1:]}} for key in sorted(new)]
@@ -105,7 +126,13 @@ class GenerationCache:
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), buffer, compression="zstd")
         content = buffer.getvalue()
         open_store(self.root).put_if_absent(f"{self._prefix}/{hashlib.sha256(content).hexdigest()}.parquet", content)
-        self._known.update(new)
+        self._insert(tuple(row.values()) for row in rows)
+
+    def _insert(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        with self._lock:
+            self._rows.execute("BEGIN")
+            self._rows.executemany("INSERT OR REPLACE INTO generations VALUES (?, ?, ?, ?, ?)", rows)
+            self._rows.execute("COMMIT")
 
     @property
     def _prefix(self) -> str:
@@ -134,13 +161,12 @@ def cached_generate(
     return [answer for answer in answers if answer is not None], sum(key not in missing for key in keys)
 
 
-def _read_part(store: ObjectStore, info: ObjectInfo) -> dict[str, Generation] | None:
+def _read_part(store: ObjectStore, info: ObjectInfo) -> pa.Table | None:
     digest = info.key.rpartition("/")[2].removesuffix(".parquet")
     try:
-        table = pq.read_table(default_cache().fetch(store, info.key, info.size, digest))
+        return pq.read_table(default_cache().fetch(store, info.key, info.size, digest))
     except CorruptObjectError as error:
         # A cache may forget but must not stop the run; gone, the part makes room for the same content put anew.
         logger.warning("a damaged part of the teacher cache is removed: %s", error)
         store.delete(info.key)
         return None
-    return {row.pop("key"): Generation(**row) for row in table.to_pylist()}

@@ -173,6 +173,20 @@ def test_the_cache_lives_in_object_storage_too(s3_root: str) -> None:
     assert GenerationCache(s3_root, IDENTITY).find("k") == ok("text")
 
 
+def test_however_many_parts_there_are_each_generation_is_found_as_it_was(tmp_path: Path) -> None:
+    parts, cache = 150, GenerationCache(str(tmp_path), IDENTITY)
+    made = [{f"{part}/{n}": Generation(f"text ü\n{part} {n}", n, part, "stop") for n in range(5)} for part in range(parts)]
+    for each in made:
+        cache.add(each)
+    read = GenerationCache(str(tmp_path), IDENTITY)
+    assert len(read) == len(cache) == 5 * parts
+    for each in made:
+        assert {key: read.find(key) for key in each} == {key: cache.find(key) for key in each} == each
+    assert read.find("150/0") is None
+    read.add(made[0])
+    assert len(list(open_store(str(tmp_path)).list("cache/teachers/"))) == parts, "what is known is not written again"
+
+
 def test_history_beyond_the_most_recent_turns_is_not_shown(tmp_path: Path) -> None:
     engine = CountingEngine(echo)
     history = tuple((f"q{n}?", f"a{n}") for n in range(9))
