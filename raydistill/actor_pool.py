@@ -137,10 +137,10 @@ def _exists(path: str) -> bool:
 def require_resources(workers: WorkerConfig, stage: str) -> None:
     """Raise ResourceError when the cluster can never hold the actors, or of a pool with a range the fewest of them; Ray
     itself would wait for ever without a word."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = nodes_resources()
     actors = workers.fewest_actors
-    for resource, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
-        total, largest = (kind(node.get(resource, 0.0) for node in nodes) for kind in (sum, max))
+    for number, (resource, each) in enumerate((("CPU", workers.cpus), ("GPU", workers.gpus))):
+        total, largest = (kind(node[number] for node in nodes) for kind in (sum, max))
         wanted = actors * each
         if each > largest + 1e-9 and wanted <= total + 1e-9:
             raise ResourceError(
@@ -152,12 +152,20 @@ def require_resources(workers: WorkerConfig, stage: str) -> None:
                 f"{stage}.workers asks for {actors} actors, together {wanted:g} {resource}, but the cluster has "
                 f"{total:g}; lower {stage}.workers.actors or .{resource.lower()}s, or add nodes"
             )
-    room = sum(places_on(node.get("CPU", 0.0), node.get("GPU", 0.0), workers) for node in nodes)
+    room = sum(places_on(cpus, gpus, workers) for cpus, gpus in nodes)
     if actors > room:
         raise ResourceError(
             f"{stage}.workers asks for {actors} actors of {workers.cpus:g} CPU and {workers.gpus:g} GPU, but node by node "
             f"(and GPU by GPU) the cluster has room for {room}; lower {stage}.workers.actors, or what each reserves"
         )
+
+
+def nodes_resources() -> list[tuple[float, float]]:
+    """Return the CPUs and GPUs of each node of the connected cluster; [] when none is connected."""
+    if not ray.is_initialized():
+        return []
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive]
 
 
 def places_on(cpus: float, gpus: float, workers: WorkerConfig) -> int:
@@ -166,7 +174,7 @@ def places_on(cpus: float, gpus: float, workers: WorkerConfig) -> int:
     if workers.gpus >= 1:
         places = min(places, int(gpus / workers.gpus + 1e-9))
     elif workers.gpus > 0:
-        # What is left of a GPU that others share counts too.
+        # What is left of a GPU that others share counts too, as if it were on one: at worst Ray lets an actor wait.
         whole = int(gpus + 1e-9)
         share = workers.gpus
         places = min(places, whole * int(1 / share + 1e-9) + int((gpus - whole) / share + 1e-9))

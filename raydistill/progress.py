@@ -69,6 +69,7 @@ class _Terminal:
             self._open -= 1
             if not self._open and self._bars is not None:
                 self._bars.stop()
+                atexit.unregister(self._bars.stop)
                 self._bars = None
 
 

@@ -12,9 +12,7 @@ from queue import SimpleQueue
 from threading import Event, Thread
 from typing import TypeVar
 
-import ray
-
-from raydistill.actor_pool import places_on
+from raydistill.actor_pool import nodes_resources, places_on
 from raydistill.config import WorkerConfig
 
 logger = logging.getLogger("raydistill")
@@ -42,7 +40,7 @@ def run_pools(pools: Sequence[Pool]) -> None:
 
     Raises what the first pool to fail raises, once the others have ended; pools that wait for room are then not started.
     """
-    for group in groups_that_fit(pools, _nodes()):
+    for group in groups_that_fit(pools, nodes_resources()):
         if len(group) == 1:
             group[0].run(Event())
         else:
@@ -86,13 +84,6 @@ def _has_room(wanted: Sequence[WorkerConfig], nodes: Sequence[tuple[float, float
         if left:
             return False
     return True
-
-
-def _nodes() -> list[tuple[float, float]]:
-    if not ray.is_initialized():
-        return []
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive]
 
 
 def _run_at_once(pools: Sequence[Pool]) -> None:

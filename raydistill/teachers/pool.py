@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Event
@@ -146,21 +146,26 @@ class _Draft:
         names = (_part_name(*each) for each in self.ranges)
         self.parts = {name: finished[name] for name in names if name in finished}
 
-    def missing(self) -> list[dict[str, Any]]:
-        """Return the specifications of the parts that are not there."""
+    @property
+    def missing(self) -> list[tuple[int, int]]:
+        """The ranges whose parts are not there."""
+        return [each for each in self.ranges if _part_name(*each) not in self.parts]
+
+    def tasks(self) -> Iterator[dict[str, Any]]:
+        """Yield the tasks of the missing parts."""
         assert not isinstance(self.teacher, RecordedTeacherConfig)
         of = {} if self.decisions is None else self.decisions.of
-        return [
-            task(self.artifact, start, stop, self.queries[start:stop], self.teacher.history_turns, of)
-            for start, stop in self.ranges
-            if _part_name(start, stop) not in self.parts
-        ]
+        for start, stop in self.missing:
+            yield task(self.artifact, start, stop, self.queries[start:stop], self.teacher.history_turns, of)
 
     def is_complete(self) -> bool:
-        return len(self.parts) == len(self.ranges)
+        return not self.missing
 
     def commit(self, extra: Mapping[str, Any]) -> None:
-        """Commit the artifact of all parts, saying what is to be known. Raises TeacherError when every rewrite failed."""
+        """Commit the artifact of all parts with further metadata, and log what was spent and what failed.
+
+        Raises TeacherError when every rewrite failed.
+        """
         teacher, queries, decisions = self.teacher, self.queries, self.decisions
         parts = [self.parts[_part_name(*each)] for each in self.ranges]
         told = {"engine": teacher.engine, **extra}
@@ -222,20 +227,19 @@ def _pool(drafts: Sequence[_Draft]) -> Pool:
     assert not isinstance(teacher, RecordedTeacherConfig)
     for draft in drafts:
         draft.read_finished()
-    specs = [spec for draft in drafts for spec in draft.missing()]
-    workers = teacher.workers.model_copy(update={"actors": max(1, min(teacher.workers.actors, len(specs)))})
+    missing = sum(len(draft.missing) for draft in drafts)
+    workers = teacher.workers.model_copy(update={"actors": max(1, min(teacher.workers.actors, missing))})
     if isinstance(teacher, VllmTeacherConfig):
         workers = workers.model_copy(update={"gpus": float(teacher.tensor_parallel_size)})
-    return Pool(f"teacher {teacher.name}", workers, lambda stop: _generate(teacher, drafts, specs, stop))
+    return Pool(f"teacher {teacher.name}", workers, lambda stop: _generate(teacher, drafts, stop))
 
 
-def _generate(
-    teacher: GeneratingTeacherConfig, drafts: Sequence[_Draft], specs: Sequence[dict[str, Any]], stop: Event
-) -> None:
+def _generate(teacher: GeneratingTeacherConfig, drafts: Sequence[_Draft], stop: Event) -> None:
     """Have the missing parts written by actors, and commit each draft as soon as it is complete."""
     artifact = drafts[0].artifact
     extra = teacher.model_dump(mode="json", include={"model", "revision", "identity", "prompt"})
     of = {draft.artifact.fingerprint: draft for draft in drafts}
+    tasks = [each for draft in drafts for each in draft.tasks()]
     arguments = {
         "teacher": teacher.model_dump(mode="json"),
         "root": artifact.root,
@@ -247,8 +251,8 @@ def _generate(
             advance(sum(part.rows for part in draft.parts.values()))
             if draft.is_complete():
                 draft.commit(extra)
-        with held_places(teacher, len(specs), artifact):
-            receipts = map_shards(specs, RewriteWorker, arguments, teacher.workers, f"teachers[{teacher.name}]")
+        with held_places(teacher, len(tasks), artifact):
+            receipts = map_shards(tasks, RewriteWorker, arguments, teacher.workers, f"teachers[{teacher.name}]")
             for receipt in until(stop, receipts):
                 part, draft = Part.from_json(receipt), of[receipt["of"]]
                 draft.parts[part.name] = part
