@@ -22,6 +22,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray._private import auto_init_hook
 from ray.exceptions import RayActorError
 from ray.util.annotations import RayDeprecationWarning
 from ray.util.metrics import Counter
@@ -80,6 +81,8 @@ def connect(config: RayConfig) -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # "local" and not None: None would join whatever `ray start` left on this machine, running or dead.
         ray.init(address="local", num_cpus=config.local_cpus, include_dashboard=False, **options)
+    # A thread that an interrupt left running would otherwise join any other cluster of the machine once this one is left.
+    auto_init_hook.enable_auto_connect = False
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -5,7 +5,9 @@ Which pools fit beside each other is decided before they start, node by node; wi
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -17,6 +19,7 @@ from raydistill.config import WorkerConfig
 
 logger = logging.getLogger("raydistill")
 T = TypeVar("T")
+_SECONDS_TO_LEAVE = 20.0
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,10 @@ def _run_at_once(pools: Sequence[Pool]) -> None:
         except BaseException as error:
             ended.put((pool, error))
 
-    for pool in pools:
-        # Daemons: when the user interrupts the driver, it does not wait for their shards.
-        Thread(target=run, args=(pool,), name=pool.name, daemon=True).start()
+    # Daemons: one that cannot be interrupted does not keep the process.
+    threads = [Thread(target=run, args=(pool,), name=pool.name, daemon=True) for pool in pools]
+    for thread in threads:
+        thread.start()
     first: BaseException | None = None
     try:
         for left in range(len(pools) - 1, -1, -1):
@@ -112,7 +116,21 @@ def _run_at_once(pools: Sequence[Pool]) -> None:
             elif left:
                 logger.error("%s failed: %s; the others end after the shards that come in next", pool.name, error)
             first = first or error
-    finally:
+    except KeyboardInterrupt:
         stop.set()
+        _interrupt(threads)
+        raise
     if first is not None:
         raise first
+
+
+def _interrupt(threads: Sequence[Thread]) -> None:
+    """Raise KeyboardInterrupt in threads too, and wait a little: they should leave the cluster before this process does."""
+    for thread in threads:
+        if thread.is_alive():
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt)
+            )
+    deadline = time.monotonic() + _SECONDS_TO_LEAVE
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))

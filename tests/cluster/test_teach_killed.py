@@ -5,12 +5,14 @@ This file is also the program of the drivers.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ from raydistill.config import OpenAiTeacherConfig, RayConfig
 from raydistill.conversations.records import Conversation, ConversationalQuery, ConversationSet, Turn
 from raydistill.storage.artifacts import Artifact
 from raydistill.teachers.pool import teach
-from tests.small_world import environment
-from tests.teachers.endpoint import Endpoint, prompt_of, said, serving
+from tests.small_world import arguments, environment, small_world
+from tests.teachers.endpoint import MODEL, Endpoint, prompt_of, said, serving
 
 TURNS, A_TASK = 24, 4
 FINGERPRINT = "f" * 64
@@ -80,6 +82,35 @@ def test_a_killed_driver_pays_at_most_what_was_under_way_once_more(tmp_path: Pat
     with serving(answer) as undisturbed:
         assert rows_of(teach(*assignment(undisturbed.url), str(tmp_path / "undisturbed"))) == rows
     assert [row["query_id"] for row in rows] == [f"a<::>{n}" for n in range(1, TURNS + 1)]
+
+
+def test_an_interrupt_ends_teachers_that_work_at_once_and_joins_no_other_cluster(tmp_path: Path, ray_cluster: None) -> None:
+    async def waits(prompt: str, before: int) -> Any:
+        await asyncio.sleep(120)
+
+    with serving(waits) as one, serving(waits) as other:
+        settings = [
+            {"name": name, "engine": "openai", "base_url": endpoint.url, "model": MODEL, "concurrency": 1}
+            for name, endpoint in (("one", one), ("other", other))
+        ]
+        words = arguments(small_world(tmp_path / "data"), str(tmp_path / "root"), f"teachers={json.dumps(settings)}")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "raydistill.cli", "teach", *words],
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A test run in the background of a shell hands down that an interrupt is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        while not (one.bodies and other.bodies):
+            assert process.poll() is None, process.communicate()[1][-3000:]
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        told = process.communicate(timeout=90)[1]
+    assert process.returncode == 130
+    assert "one, teacher other: the cluster has room for them at once" in told
+    assert told.splitlines()[-1] == "interrupted; submit the same command again to continue"
 
 
 if __name__ == "__main__":
