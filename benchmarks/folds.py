@@ -48,6 +48,9 @@ def main() -> int:
     parser.add_argument("--against", type=Path, help="JSON file of the same folds with another student")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     options = parser.parse_args()
+    other = json.loads(options.against.read_text()) if options.against else None
+    if other is not None and other["folds"] != options.folds:
+        raise SystemExit(f"--against: {options.against} has {other['folds']} folds; compare with as many")
     rows: list[Row] = []
     costs: list[Row] = []
     for fold in range(options.folds):
@@ -69,8 +72,7 @@ def main() -> int:
         "machine": machine(),
         "versions": {name: version(name) for name in ("raydistill", "ray", "torch", "transformers", "deepspeed")},
     }
-    if options.against:
-        other = json.loads(options.against.read_text())
+    if other is not None:
         content["against"] = {"overrides": other["overrides"], **_against(content["student"], other["student"])}
     _print(content, measures)
     if options.out:
@@ -142,9 +144,11 @@ def _costs(rows: list[Row]) -> list[dict[str, Any]]:
     found = []
     for system in dict.fromkeys(row["system"] for row in rows):
         own = [row for row in rows if row["system"] == system]
-        groups = {f"turn {depth}": [row for row in own if row["first"] == depth == row["last"]] for depth in range(1, DEEP)}
-        groups[f"turn {DEEP} and later"] = [row for row in own if row["last"] >= DEEP]
-        by_depth = {name: _cost(group) for name, group in groups.items() if group}
+        groups: dict[str, list[Row]] = {}
+        for row in sorted(own, key=lambda row: row["first"]):
+            name = f"turn {DEEP} and later" if row["first"] >= DEEP else f"turn {row['label']}"
+            groups.setdefault(name, []).append(row)
+        by_depth = {name: _cost(group) for name, group in groups.items()}
         found.append({"system": system, **_cost(own), "by_depth": by_depth})
     return found
 

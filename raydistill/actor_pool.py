@@ -14,7 +14,7 @@ import socket
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -23,6 +23,7 @@ from typing import Any
 import ray
 import ray.data
 from ray._private import auto_init_hook
+from ray.data.block import BlockAccessor
 from ray.exceptions import RayActorError
 from ray.util.annotations import RayDeprecationWarning
 from ray.util.metrics import Counter
@@ -177,7 +178,7 @@ def places_on(cpus: float, gpus: float, workers: WorkerConfig) -> int:
     if workers.gpus >= 1:
         places = min(places, int(gpus / workers.gpus + 1e-9))
     elif workers.gpus > 0:
-        # What is left of a GPU that others share counts too, as if it were on one: at worst Ray lets an actor wait.
+        # What is left of a GPU that others share counts too, as if it were on one: at worst an actor waits.
         whole = int(gpus + 1e-9)
         share = workers.gpus
         places = min(places, whole * int(1 / share + 1e-9) + int((gpus - whole) / share + 1e-9))
@@ -228,7 +229,10 @@ class _ShardActor:
 def _rows(dataset: Any, stage: str) -> Iterator[Mapping[str, Any]]:
     """Yield the rows of a running pool; an actor that died for good ends in a sentence."""
     try:
-        yield from dataset.iter_rows()
+        # Not iter_rows: between shards it waits in a way that an interrupt of a thread cannot end (see `side_by_side`).
+        for bundle in dataset.iter_internal_ref_bundles():
+            for entry in bundle.blocks:
+                yield from BlockAccessor.for_block(ray.get(entry.ref)).iter_rows(public_row_format=True)
     except RayActorError as error:
         reason = " ".join(str(error).split())[:300]
         raise ResourceError(
@@ -243,7 +247,7 @@ def map_shards(
     arguments: Mapping[str, Any],
     workers: WorkerConfig,
     stage: str,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """Run every specification through `worker(**arguments)(spec)` on a pool of actors; yield receipts as they come.
 
     Args:

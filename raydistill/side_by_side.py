@@ -8,7 +8,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -31,11 +32,16 @@ class Pool:
         workers: what it holds of the cluster while it runs.
         run: does the work on the driver's side, in a thread when other pools run beside it. It is given an event that is set
             when another pool has failed: it should then end soon, keeping what is done (see `until`).
+        packed: an actor's GPUs are of one node, kept by a placement group. Beside actors that take another number of GPUs
+            it could find that no node has so many left, however many are free.
+        limit: what is limited for all who use it, such as an endpoint; pools of one limit do not work at the same time.
     """
 
     name: str
     workers: WorkerConfig
     run: Callable[[Event], None]
+    packed: bool = False
+    limit: str | None = None
 
 
 def run_pools(pools: Sequence[Pool]) -> None:
@@ -51,12 +57,13 @@ def run_pools(pools: Sequence[Pool]) -> None:
             _run_at_once(group)
 
 
-def until(stop: Event, items: Iterable[T]) -> Iterator[T]:
-    """Yield the items and end early, after one that came in, once the event is set."""
-    for item in items:
-        yield item
-        if stop.is_set():
-            return
+def until(stop: Event, items: Generator[T]) -> Iterator[T]:
+    """Yield the items and end early, after one that came in, once the event is set; the generator is closed in any case."""
+    with closing(items):
+        for item in items:
+            yield item
+            if stop.is_set():
+                return
 
 
 def groups_that_fit(pools: Sequence[Pool], nodes: Sequence[tuple[float, float]]) -> list[list[Pool]]:
@@ -67,11 +74,19 @@ def groups_that_fit(pools: Sequence[Pool], nodes: Sequence[tuple[float, float]])
     """
     groups: list[list[Pool]] = []
     for pool in pools:
-        if groups and _has_room([each.workers for each in (*groups[-1], pool)], nodes):
+        if groups and _get_on([*groups[-1], pool]) and _has_room([each.workers for each in (*groups[-1], pool)], nodes):
             groups[-1].append(pool)
         else:
             groups.append([pool])
     return groups
+
+
+def _get_on(pools: Sequence[Pool]) -> bool:
+    limits = [pool.limit for pool in pools if pool.limit is not None]
+    if len(limits) != len(set(limits)):
+        return False
+    shapes = {pool.workers.gpus for pool in pools if pool.workers.gpus}
+    return len(shapes) < 2 or not any(pool.packed for pool in pools)
 
 
 def _has_room(wanted: Sequence[WorkerConfig], nodes: Sequence[tuple[float, float]]) -> bool:
@@ -102,10 +117,10 @@ def _run_at_once(pools: Sequence[Pool]) -> None:
 
     # Daemons: one that cannot be interrupted does not keep the process.
     threads = [Thread(target=run, args=(pool,), name=pool.name, daemon=True) for pool in pools]
-    for thread in threads:
-        thread.start()
     first: BaseException | None = None
     try:
+        for thread in threads:
+            thread.start()
         for left in range(len(pools) - 1, -1, -1):
             pool, error = ended.get()
             if error is None:
@@ -116,7 +131,7 @@ def _run_at_once(pools: Sequence[Pool]) -> None:
             elif left:
                 logger.error("%s failed: %s; the others end after the shards that come in next", pool.name, error)
             first = first or error
-    except KeyboardInterrupt:
+    except BaseException:  # Ctrl-C, or SIGTERM, which Ray makes a SystemExit
         stop.set()
         _interrupt(threads)
         raise
@@ -133,4 +148,5 @@ def _interrupt(threads: Sequence[Thread]) -> None:
             )
     deadline = time.monotonic() + _SECONDS_TO_LEAVE
     for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():
+            thread.join(max(0.0, deadline - time.monotonic()))

@@ -40,6 +40,22 @@ def test_pools_are_together_where_there_is_room_for_all(nodes, workers, groups) 
     assert names(groups_that_fit([pool(str(n), **each) for n, each in enumerate(workers)], nodes)) == groups
 
 
+def test_what_could_keep_an_engine_from_its_gpus_or_shares_a_limit_works_at_another_time() -> None:
+    def engine(name: str, gpus: float, packed: bool = True) -> Pool:
+        return Pool(name, WorkerConfig(gpus=gpus), lambda stop: None, packed=packed)
+
+    nodes = [(16.0, 8.0), (16.0, 8.0)]
+    alike = [engine("a", 4), engine("b", 4), pool("c", cpus=1), engine("d", 4, packed=False)]
+    assert names(groups_that_fit(alike, nodes)) == [["a", "b", "c", "d"]]
+    assert names(groups_that_fit([engine("a", 4), engine("b", 1, packed=False), engine("c", 2)], nodes)) == [
+        ["a"],
+        ["b"],
+        ["c"],
+    ]
+    limited = [Pool(name, WorkerConfig(), lambda stop: None, limit=limit) for name, limit in ("ax", "bx", "cy", "d-")]
+    assert names(groups_that_fit(limited, nodes)) == [["a"], ["b", "c", "d"]]
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 8), st.integers(0, 4)), min_size=1, max_size=3),
     st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(0, 2)), max_size=6),

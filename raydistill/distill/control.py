@@ -204,7 +204,7 @@ class Controller:
         gain, most = self._gain, self._config.most_change
         for bucket, difference in enumerate(differences):
             off = self._levels[bucket] <= _LOWEST
-            if off and error + difference <= 0:
+            if off and (error + difference <= 0 or self._pull.mean > self._config.most_pull):
                 continue
             if off:
                 self._levels[bucket] = 0.0

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from raydistill.actor_pool import map_shards
-from raydistill.config import LlmScorerConfig, PoolConfig, QueryText, ScorerConfig, VllmTeacherConfig, WorkerConfig
+from raydistill.config import LlmScorerConfig, PoolConfig, QueryText, ScorerConfig, WorkerConfig
 from raydistill.errors import DataError, TeacherError
 from raydistill.index.candidates import CANDIDATES, candidate_scores, parquet_bytes
 from raydistill.index.publish import IndexVersion
@@ -39,7 +39,7 @@ from raydistill.storage.artifacts import Artifact, ArtifactWriter, Part, fingerp
 from raydistill.storage.parts import summed_counters
 from raydistill.teachers.combine import Combiner
 from raydistill.teachers.engine import Failure
-from raydistill.teachers.places import group_name, held_places
+from raydistill.teachers.places import group_name, held_places, pool_of
 
 KIND = "judgements"
 _FORMAT_VERSION = 1
@@ -118,11 +118,8 @@ def _pool(
     scorer: ScorerConfig, artifact: Artifact, candidates: Artifact, rewrites: Artifact | None, index: IndexVersion
 ) -> Pool:
     llm = scorer.llm if isinstance(scorer, LlmScorerConfig) else None
-    workers: WorkerConfig = scorer.workers
-    if isinstance(llm, VllmTeacherConfig):
-        workers = workers.model_copy(update={"gpus": float(llm.tensor_parallel_size)})
     run = partial(_judge, scorer, artifact, candidates, rewrites, index)
-    return Pool(f"scorer {scorer.name}", workers, run)
+    return pool_of(f"scorer {scorer.name}", llm, scorer.workers, run)
 
 
 def _judge(
@@ -156,8 +153,8 @@ def _judge(
         held_places(llm, len(missing), artifact),
     ):
         advance(sum(part.rows for part in done.values()))
-        receipts = map_shards(missing, _Scorer, arguments, scorer.workers, f"scorers[{scorer.name}]")
-        for receipt in until(stop, receipts):
+        stage = f"scorers[{scorer.name}]"
+        for receipt in until(stop, map_shards(missing, _Scorer, arguments, scorer.workers, stage)):
             part = Part.from_json(receipt)
             done[part.name] = part
             advance(part.rows)

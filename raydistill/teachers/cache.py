@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydistill.errors import CorruptObjectError, TeacherError
+from raydistill.errors import CorruptObjectError, StorageError, TeacherError
 from raydistill.storage.cache import default_cache
 from raydistill.storage.store import ObjectInfo, ObjectStore, open_store
 from raydistill.teachers.engine import Engine, EngineStoppedError, Generation, Sampling
@@ -75,8 +75,8 @@ def generation_key(engine: EngineIdentity, prompt_version: str, sampling: Sampli
 class GenerationCache:
     """The generations of one engine under a run root; loaded once, then extended by what this process adds.
 
-    They lie in a temporary SQLite file of this process, so memory is bounded however many there are (64 MiB of pages, and
-    the parts that are being read); on disk they take about 200 bytes each and the text.
+    They lie in a temporary SQLite file of each process that opens them, so memory is bounded however many there are (64 MiB
+    of pages, and the parts that are being read); on disk they take about 200 bytes each and the text.
 
     Attributes:
         root: run root URI.
@@ -131,8 +131,17 @@ class GenerationCache:
     def _insert(self, rows: Iterable[tuple[Any, ...]]) -> None:
         with self._lock:
             self._rows.execute("BEGIN")
-            self._rows.executemany("INSERT OR REPLACE INTO generations VALUES (?, ?, ?, ?, ?)", rows)
-            self._rows.execute("COMMIT")
+            try:
+                self._rows.executemany("INSERT OR REPLACE INTO generations VALUES (?, ?, ?, ?, ?)", rows)
+                self._rows.execute("COMMIT")
+            except sqlite3.OperationalError as error:
+                raise StorageError(
+                    f"the teacher cache's temporary file could not be written ({error}); free space in the temporary "
+                    "folder, or set SQLITE_TMPDIR to one that has some"
+                ) from error
+            finally:
+                if self._rows.in_transaction:
+                    self._rows.execute("ROLLBACK")
 
     @property
     def _prefix(self) -> str:

@@ -1,11 +1,14 @@
-"""Room for engines that reserve GPUs by placement groups of their own, checked and given back around a stage."""
+"""What engines hold beside their workers: GPUs by placement groups of their own, checked and given back around a stage, and
+the limits of an endpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event
 
-from raydistill.config import GeneratingTeacherConfig, VllmTeacherConfig
+from raydistill.config import GeneratingTeacherConfig, OpenAiTeacherConfig, VllmTeacherConfig, WorkerConfig
+from raydistill.side_by_side import Pool
 from raydistill.storage.artifacts import Artifact
 
 
@@ -34,3 +37,18 @@ def held_places(llm: GeneratingTeacherConfig | None, tasks: int, artifact: Artif
         yield
     finally:
         remove_groups(group_name(artifact))
+
+
+def pool_of(name: str, llm: GeneratingTeacherConfig | None, workers: WorkerConfig, run: Callable[[Event], None]) -> Pool:
+    """Return the pool of a model's workers with all that it holds.
+
+    Args:
+        llm: the model; None, or one whose engine lives in its worker, holds no more than its workers.
+    """
+    if isinstance(llm, VllmTeacherConfig):
+        # All of them from the start: one that finds no room for its engine does not wait for long.
+        held = WorkerConfig(actors=workers.actors, cpus=workers.cpus, gpus=float(llm.tensor_parallel_size))
+        return Pool(name, held, run, packed=True)
+    if isinstance(llm, OpenAiTeacherConfig) and (llm.requests_per_minute or llm.tokens_per_minute):
+        return Pool(name, workers, run, limit=llm.base_url)
+    return Pool(name, workers, run)

@@ -26,7 +26,6 @@ from raydistill.config import (
     GeneratingTeacherConfig,
     RecordedTeacherConfig,
     TeacherConfig,
-    VllmTeacherConfig,
 )
 from raydistill.conversations.records import ConversationalQuery
 from raydistill.errors import DataError, TeacherError
@@ -38,7 +37,7 @@ from raydistill.storage.parts import Part
 from raydistill.teachers.cache import EngineIdentity, GenerationCache
 from raydistill.teachers.engine import Failure
 from raydistill.teachers.engines import check_prompts, engine_identity, open_rewriter
-from raydistill.teachers.places import group_name, held_places
+from raydistill.teachers.places import group_name, held_places, pool_of
 from raydistill.teachers.recorded import RecordedRewrites, known_nothing, recorded_rewrites
 from raydistill.teachers.rewriting import (
     Rewrite,
@@ -119,8 +118,12 @@ def teach_all(assignments: Sequence[Assignment], root: str) -> list[Artifact]:
         draft = _Draft(artifact, each.teacher, each.queries, each.decide() if each.decide is not None else None)
         if isinstance(each.teacher, RecordedTeacherConfig):
             _record(draft, each.teacher)
-        else:
+            continue
+        draft.read_finished()
+        if draft.missing:
             generated.setdefault(each.teacher.name, []).append(draft)
+        else:
+            draft.commit()
     run_pools([_pool(drafts) for drafts in generated.values()])
     return artifacts
 
@@ -158,17 +161,18 @@ class _Draft:
         for start, stop in self.missing:
             yield task(self.artifact, start, stop, self.queries[start:stop], self.teacher.history_turns, of)
 
-    def is_complete(self) -> bool:
-        return not self.missing
-
-    def commit(self, extra: Mapping[str, Any]) -> None:
-        """Commit the artifact of all parts with further metadata, and log what was spent and what failed.
+    def commit(self) -> None:
+        """Commit the artifact of all parts, and log what was spent and what failed.
 
         Raises TeacherError when every rewrite failed.
         """
         teacher, queries, decisions = self.teacher, self.queries, self.decisions
         parts = [self.parts[_part_name(*each)] for each in self.ranges]
-        told = {"engine": teacher.engine, **extra}
+        if isinstance(teacher, RecordedTeacherConfig):
+            told: dict[str, Any] = {"engine": teacher.engine, "source": list(teacher.rewrites)}
+        else:
+            settings = teacher.model_dump(mode="json", include={"model", "revision", "identity", "prompt"})
+            told = {"engine": teacher.engine, **settings}
         if decisions is not None:
             told["spend"] = decisions.counts()
             count(f"teachers[{teacher.name}]", {f"spend.{name}": value for name, value in told["spend"].items()})
@@ -211,7 +215,7 @@ def _record(draft: _Draft, teacher: RecordedTeacherConfig) -> None:
         rows = [_recorded_row(query, known) for query in queries[start:stop]]
         part = _put(draft.artifact, start, stop, rows, row_counters(rows))
         draft.parts[part.name] = part
-    draft.commit({"source": list(teacher.rewrites)})
+    draft.commit()
 
 
 def _recorded_row(query: ConversationalQuery, known: RecordedRewrites) -> Rewrite:
@@ -225,19 +229,14 @@ def _pool(drafts: Sequence[_Draft]) -> Pool:
     """Return the work of one teacher on all of its sets."""
     teacher = drafts[0].teacher
     assert not isinstance(teacher, RecordedTeacherConfig)
-    for draft in drafts:
-        draft.read_finished()
     missing = sum(len(draft.missing) for draft in drafts)
-    workers = teacher.workers.model_copy(update={"actors": max(1, min(teacher.workers.actors, missing))})
-    if isinstance(teacher, VllmTeacherConfig):
-        workers = workers.model_copy(update={"gpus": float(teacher.tensor_parallel_size)})
-    return Pool(f"teacher {teacher.name}", workers, lambda stop: _generate(teacher, drafts, stop))
+    workers = teacher.workers.model_copy(update={"actors": min(teacher.workers.actors, missing)})
+    return pool_of(f"teacher {teacher.name}", teacher, workers, lambda stop: _generate(teacher, drafts, stop))
 
 
 def _generate(teacher: GeneratingTeacherConfig, drafts: Sequence[_Draft], stop: Event) -> None:
     """Have the missing parts written by actors, and commit each draft as soon as it is complete."""
     artifact = drafts[0].artifact
-    extra = teacher.model_dump(mode="json", include={"model", "revision", "identity", "prompt"})
     of = {draft.artifact.fingerprint: draft for draft in drafts}
     tasks = [each for draft in drafts for each in draft.tasks()]
     arguments = {
@@ -247,18 +246,15 @@ def _generate(teacher: GeneratingTeacherConfig, drafts: Sequence[_Draft], stop: 
         "identity": engine_identity(teacher),
     }
     with track(f"teach {teacher.name}", sum(len(draft.queries) for draft in drafts), "turns") as advance:
-        for draft in drafts:
-            advance(sum(part.rows for part in draft.parts.values()))
-            if draft.is_complete():
-                draft.commit(extra)
+        advance(sum(part.rows for draft in drafts for part in draft.parts.values()))
+        stage = f"teachers[{teacher.name}]"
         with held_places(teacher, len(tasks), artifact):
-            receipts = map_shards(tasks, RewriteWorker, arguments, teacher.workers, f"teachers[{teacher.name}]")
-            for receipt in until(stop, receipts):
+            for receipt in until(stop, map_shards(tasks, RewriteWorker, arguments, teacher.workers, stage)):
                 part, draft = Part.from_json(receipt), of[receipt["of"]]
                 draft.parts[part.name] = part
                 advance(part.rows)
-                if draft.is_complete():
-                    draft.commit(extra)
+                if not draft.missing:
+                    draft.commit()
 
 
 def rewrites_artifact(

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,28 @@ def test_a_killed_driver_pays_at_most_what_was_under_way_once_more(tmp_path: Pat
 
 
 def test_an_interrupt_ends_teachers_that_work_at_once_and_joins_no_other_cluster(tmp_path: Path, ray_cluster: None) -> None:
-    async def waits(prompt: str, before: int) -> Any:
-        await asyncio.sleep(120)
+    def once() -> Callable[[str, int], Any]:
+        """Answer the first prompt, so that a part is done, and hang at the next."""
+        asked: list[str] = []
 
-    with serving(waits) as one, serving(waits) as other:
+        async def answer(prompt: str, before: int) -> Any:
+            asked.append(prompt)
+            if len(asked) > 1:
+                await asyncio.sleep(300)
+            return said("a rewrite")
+
+        return answer
+
+    with serving(once()) as one, serving(once()) as other:
         settings = [
-            {"name": name, "engine": "openai", "base_url": endpoint.url, "model": MODEL, "concurrency": 1}
+            {
+                "name": name,
+                "engine": "openai",
+                "base_url": endpoint.url,
+                "model": MODEL,
+                "concurrency": 1,
+                "turns_per_task": 1,
+            }
             for name, endpoint in (("one", one), ("other", other))
         ]
         words = arguments(small_world(tmp_path / "data"), str(tmp_path / "root"), f"teachers={json.dumps(settings)}")
@@ -103,11 +120,16 @@ def test_an_interrupt_ends_teachers_that_work_at_once_and_joins_no_other_cluster
             # A test run in the background of a shell hands down that an interrupt is ignored.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
-        while not (one.bodies and other.bodies):
-            assert process.poll() is None, process.communicate()[1][-3000:]
-            time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        told = process.communicate(timeout=90)[1]
+        try:
+            deadline = time.monotonic() + 240
+            while not all(len(endpoint.bodies) > 1 for endpoint in (one, other)):
+                assert process.poll() is None, process.communicate()[1][-3000:]
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            told = process.communicate(timeout=90)[1]
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "one, teacher other: the cluster has room for them at once" in told
     assert told.splitlines()[-1] == "interrupted; submit the same command again to continue"
