@@ -150,6 +150,7 @@ def test_emulated_bfloat16_is_said_on_the_driver(
     assert [r.getMessage() for r in caplog.records if "train.precision is bf16" in r.getMessage()]
 
 
+@pytest.mark.slow
 def test_an_elastic_training_runs_with_the_workers_that_the_cluster_holds(
     ray_cluster: None, mined: Mined, tiny_encoder: str
 ) -> None:

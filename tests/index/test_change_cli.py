@@ -31,6 +31,7 @@ def run(tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]) -
     return command
 
 
+@pytest.mark.slow  # what the commands call is tested by test_change_job and test_change_machine
 def test_an_index_is_changed_and_compacted_by_commands(run: Run, tmp_path: Path) -> None:
     status, _, errors = run("append", "--passages", str(tmp_path / "data" / "corpus.jsonl"))
     assert status == 1

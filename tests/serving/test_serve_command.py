@@ -65,6 +65,7 @@ def test_a_missing_index_is_named(animals: World, tmp_path: Path, capsys: pytest
     assert f"{tmp_path}/indexes/none holds no published index" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # the service itself is tested by test_service
 @pytest.mark.timeout(400)
 def test_the_command_serves_until_it_is_interrupted(animals: World, tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "serve.log"
