@@ -76,7 +76,7 @@ class GenerationCache:
     """The generations of one engine under a run root; loaded once, then extended by what this process adds.
 
     They lie in a temporary SQLite file of each process that opens them, so memory is bounded however many there are (64 MiB
-    of pages, and the parts that are being read); on disk they take about 200 bytes each and the text.
+    of pages, and the parts that are being read); on disk they take about 100 bytes each and the text.
 
     Attributes:
         root: run root URI.

@@ -140,6 +140,16 @@ def test_lambda_goes_off_when_the_statistic_falls_under_the_target() -> None:
     assert controller.lambdas == [0.0]
 
 
+def test_lambda_does_not_come_on_while_the_penalties_pull_too_much_already() -> None:
+    config = RegularisationConfig().controller
+    for pull, comes_on in ((0.9 * config.most_pull, True), (1.1 * config.most_pull, False)):
+        controller = Controller(config, 20.0, 1, 200, start_lambda=0.5)
+        for cost in [10.0] * 20 + [40.0] * 20:
+            controller.pulled(pull)
+            controller.advance([cost] * 12, [0] * 12)
+        assert (controller.lambdas[0] > 0.4) == comes_on
+
+
 def test_a_depth_within_the_bound_is_left_alone_while_another_is_held() -> None:
     controller = Controller(RegularisationConfig().controller, 20.0, 2, 200, start_lambda=0.5)
     for _ in range(150):

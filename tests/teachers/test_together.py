@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from raydistill.config import OpenAiTeacherConfig
+from raydistill.config import OpenAiTeacherConfig, PoolConfig, VllmTeacherConfig
 from raydistill.conversations.records import Conversation, ConversationalQuery, ConversationSet, Turn
 from raydistill.errors import TeacherError
 from raydistill.storage.artifacts import Artifact
 from raydistill.teachers import pool
+from raydistill.teachers.places import pool_of
 from raydistill.teachers.pool import Assignment, rewrites_artifact, teach_all
 from tests.teachers.endpoint import MODEL, Endpoint, said, serving, status
 
@@ -91,6 +92,18 @@ def test_what_a_teacher_has_done_is_kept_when_another_fails(ray_cluster: None, t
     assert [texts(each) for each in made[:2]] == [[f"good of {each.question}" for each in queries(own)] for own in SETS]
     in_flight = 2  # the task that was under way when the other failed
     assert sum(SETS.values()) <= len(good.bodies) + len(again.bodies) <= sum(SETS.values()) + in_flight
+
+
+def test_a_pool_holds_what_its_engines_reserve_and_an_endpoint_s_limits() -> None:
+    workers = PoolConfig(actors=3, min_actors=1, cpus=2)
+    vllm = VllmTeacherConfig(name="v", model="m", tensor_parallel_size=4, workers=workers)
+    held = pool_of("teacher v", vllm, workers, lambda stop: None)
+    assert (held.workers.gpus, held.workers.cpus, held.workers.fewest_actors, held.packed) == (4.0, 2.0, 3, True)
+    settings = {"name": "o", "base_url": "http://host/v1", "model": "m"}
+    url = settings["base_url"]
+    for limits, limit in (({}, None), ({"requests_per_minute": 9}, url), ({"tokens_per_minute": 9}, url)):
+        asked = pool_of("teacher o", OpenAiTeacherConfig(**settings, **limits), workers, lambda stop: None)
+        assert (asked.limit, asked.workers, asked.packed) == (limit, workers, False)
 
 
 def test_a_set_that_is_asked_for_twice_is_written_once(ray_cluster: None, tmp_path: Path) -> None:
