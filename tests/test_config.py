@@ -108,6 +108,7 @@ def test_a_dumped_configuration_loads_as_an_equal_one(config_file: Path, tmp_pat
         ("data.validation={share: 1.0}", "data.validation.share: Input should be less than 1"),
         ("data.validation={shares: 0.1}", "data.validation.shares: there is no such field"),
         ("rounds=0", "rounds: Input should be greater than 0"),
+        ("score.student_encodes_rewrites=true", "rounds is 1, so no earlier student could encode them; set rounds to 2"),
         ("teachers.human.rewrites=[]", "teachers.0.rewrites: must hold at least 1"),
         ("train.epochs=-1", "train.epochs: Input should be greater than 0"),
         ("evaluate.measures=[nDGC@3]", "'nDGC@3' is no ir_measures name"),

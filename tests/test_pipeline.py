@@ -38,6 +38,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "train.global_batch=8",
         "train.micro_batch=8",
         "rounds=2",
+        "score.student_encodes_rewrites=true",
     )
 
 
@@ -71,6 +72,8 @@ def test_rounds_train_on_from_the_student_before_and_are_done_once(
     # The second round mines with the first student, and goes on from it: it ends farther from the base model.
     assert "gold_found.student" in second.candidates.manifest().metadata["counters"]
     assert "gold_found.student" not in first.candidates.manifest().metadata["counters"]
+    assert first.candidates.manifest().metadata["teachers"] == ["simple"]
+    assert second.candidates.manifest().metadata["teachers"] == ["simple", "simple@student"]
     base = Path(resolve_model(chain.config.student.model))
     distances = [moved(each.student, base, tmp_path / str(number)) for number, each in enumerate(rounds)]
     assert distances[1] > 1.2 * distances[0] > 0

@@ -103,6 +103,8 @@ from raydistill.config.teachers import (
     TeacherConfig,
     TransformersTeacherConfig,
     VllmTeacherConfig,
+    as_read_by_student,
+    who_rewrote,
 )
 from raydistill.config.train import (
     WEIGHTED_COMBINATIONS,
@@ -228,6 +230,8 @@ __all__ = [
     "ValidationShare",
     "VllmTeacherConfig",
     "WorkerConfig",
+    "as_read_by_student",
     "operational_fields",
     "result_fields",
+    "who_rewrote",
 ]

@@ -85,6 +85,11 @@ class DistillConfig(Section):
             raise ValueError(
                 "teachers: with rounds above 1 the name 'student' is taken by the student that mines too; rename it"
             )
+        if self.score.student_encodes_rewrites and self.rounds == 1:
+            raise ValueError(
+                "score.student_encodes_rewrites is set, and rounds is 1, so no earlier student could encode them; set "
+                "rounds to 2 or more"
+            )
         unknown = [name for name in self.train.objective.teacher_names if name not in names]
         if unknown:
             raise ValueError(

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from raydistill.config.documents import DocumentsConfig, LexicalDocumentsConfig
-from raydistill.config.fields import Fraction, Name, NonNegativeFloat, Operational, PoolConfig, Section
+from raydistill.config.fields import Added, Fraction, Name, NonNegativeFloat, Operational, PoolConfig, Section
 
 
 class ChangeConfig(Section):
@@ -40,6 +40,10 @@ class ScoreConfig(Section):
 
     top_k: PositiveInt = 1000
     """Passages retrieved for each teacher's rewrite; the candidates are their union and the gold passages."""
+    student_encodes_rewrites: Added[bool] = False
+    """From the second round on, the student of the round before encodes the rewrites too, beside the document encoder: every
+    teacher NAME is joined by NAME@student, whose scores are those of the student's vector of the same rewrite. What the
+    student has learned about terms (weights, expansion) then meets what the language models know about the conversation."""
     queries_per_part: PositiveInt = 1024
     """Queries in one Parquet part, and the most that a crash can lose."""
     workers: PoolConfig = PoolConfig()

@@ -29,6 +29,18 @@ AS_ASKED = "questions"
 """In the place of a file of rewrites: every turn's question as the user asked it."""
 WITHOUT_FILE = (IN_CONVERSATIONS, AS_ASKED)
 
+_BY_STUDENT = "@student"
+
+
+def as_read_by_student(teacher: str) -> str:
+    """Return the name under which a teacher's rewrites stand as an earlier student encodes them; no teacher can have it."""
+    return teacher + _BY_STUDENT
+
+
+def who_rewrote(name: str) -> str:
+    """Return whose rewrites the scores under a name are of: the teacher's name, with or without an earlier student's."""
+    return name.removesuffix(_BY_STUDENT)
+
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value

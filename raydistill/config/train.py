@@ -12,6 +12,7 @@ from raydistill.config.fields import Added, Fraction, Name, NonNegativeFloat, Op
 from raydistill.config.objective import Objective
 from raydistill.config.regularisation import RegularisationConfig
 from raydistill.config.sampling import SamplingConfig
+from raydistill.config.teachers import who_rewrote
 
 Schedule = Literal["linear", "cosine", "constant"]
 Combination = Literal["mean", "max", "min", "zscore_mean", "minmax_mean", "rank_fusion", "agreement", "feedback"]
@@ -172,9 +173,12 @@ class TrainConfig(Section):
         return self
 
     def weights_of(self, teachers: Sequence[str]) -> tuple[float, ...] | None:
-        """Return the weights of teachers in their order; None where all weigh the same."""
+        """Return the weights of teachers in their order; None where all weigh the same.
+
+        A rewrite weighs the same whoever encoded it.
+        """
         given = self.teacher_weights
-        return tuple(given.get(name, 1.0) for name in teachers) if given else None
+        return tuple(given.get(who_rewrote(name), 1.0) for name in teachers) if given else None
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:

@@ -2,8 +2,10 @@
 
 The candidates of a query are the union of what every teacher's rewrite retrieves, of what an earlier student retrieves
 for the conversation (a further round, as in ANCE, arXiv 2007.00808) and of the gold passages; every teacher scores all of
-them from the forward vectors, so that no score is missing or made up. Parts are in the form of `candidates`. Combination
-of teachers and sampling happen when they are read, in `raydistill.distill`.
+them from the forward vectors, so that no score is missing or made up. With score.student_encodes_rewrites that student
+encodes the rewrites too: each teacher NAME is joined by NAME@student, whose vectors are scaled so that their scores spread
+as the teacher's do (students learn at a temperature of their own). Parts are in the form of `candidates`. Combination of
+teachers and sampling happen when they are read, in `raydistill.distill`.
 
 All teachers' vectors of a part are searched as one batch against all segments; with a GPU (score.workers.gpus) by
 `device_search`, whose results are the same.
@@ -16,10 +18,8 @@ at most 145 MB.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,19 +29,18 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raydistill.actor_pool import map_shards
-from raydistill.config import DistillConfig, DocumentsConfig, ScoreConfig, StudentConfig
+from raydistill.config import DistillConfig, DocumentsConfig, ScoreConfig, StudentConfig, as_read_by_student
 from raydistill.conversations.records import ConversationalQuery
-from raydistill.conversations.text import student_text
 from raydistill.encoders.batch import SparseBatch
 from raydistill.encoders.documents import document_encoder_settings, load_document_encoder
 from raydistill.errors import DataError
 from raydistill.index.candidates import candidate_table, parquet_bytes, queries_fingerprint, query_table
 from raydistill.index.corpus import indexed_corpus
+from raydistill.index.earlier_student import EarlierStudent, spread_ratio
 from raydistill.index.publish import IndexVersion
 from raydistill.index.search import Searcher, open_searcher
 from raydistill.progress import track
 from raydistill.storage.artifacts import Artifact, ArtifactWriter, Part, fingerprint
-from raydistill.storage.folders import fetch_folder
 from raydistill.storage.parts import summed_counters
 from raydistill.teachers.engine import Failure
 
@@ -54,6 +53,8 @@ _STUDENT = "student"
 
 Qrels = Mapping[str, Mapping[str, int]]
 _Vector = tuple[NDArray[np.int32], NDArray[np.float32]]
+_Asked = tuple[str, Sequence[int], SparseBatch]
+"""Who is asked, for which rows of the part, and the vectors of those."""
 
 
 def candidates_artifact(
@@ -69,8 +70,10 @@ def candidates_artifact(
         raise DataError(f"mining needs at least one query and one teacher; it has {len(queries)} and {len(rewrites)}")
     if student is not None and _STUDENT in rewrites:
         raise DataError(f"a teacher is named {_STUDENT!r}, as the student is in this round's counters; give it another name")
+    # Before there is a student, nothing is changed by who would encode what from then on.
+    score = config.score if student is not None else config.score.model_copy(update={"student_encodes_rewrites": False})
     settings = {
-        "score": config.score,
+        "score": score,
         "encoder": document_encoder_settings(config.index.documents, config.student),
         "teachers": tuple(rewrites),
     }
@@ -94,7 +97,8 @@ def mine_candidates(
     A rewrite that failed takes part with its fall-back text. A query that a recorded teacher does not hold at all
     (failure "missing", or no row) has a null list of that teacher; a query that no teacher has is left out and counted.
 
-    manifest.metadata: {"teachers": names in the order of the scores, "index": the version's JSON, "counters": sums}.
+    manifest.metadata: {"teachers": names in the order of the scores (with score.student_encodes_rewrites and a student all
+    teachers, then all as the student reads them), "index": the version's JSON, "counters": sums}.
     Counters: queries, candidates, gold, unknown_gold (judged passages that are not in the corpus), without_rewrite and
     without_candidates (queries left out: no teacher has them, nothing was retrieved nor gold), and for each teacher t
     rewrites.t and gold_found.t (gold passages among its own top k). With a student also gold_found.student, and
@@ -126,6 +130,7 @@ def mine_candidates(
         "documents": config.index.documents,
         "student_config": config.student,
         "student": student,
+        "student_encodes_rewrites": config.score.student_encodes_rewrites,
         "top_k": config.score.top_k,
         "threads": max(1, int(config.score.workers.cpus)),
         "device": "cuda" if config.score.workers.gpus else "cpu",
@@ -137,7 +142,10 @@ def mine_candidates(
         raise DataError(f"no teacher ({', '.join(rewrites)}) has a rewrite of any query; check the teachers' files")
     names = [part.name for part in parts]
     counters = summed_counters([finished[name] for name in names])
-    writer.commit(names, {"teachers": list(rewrites), "index": index.to_json(), "counters": counters})
+    teachers = list(rewrites)
+    if student is not None and config.score.student_encodes_rewrites:
+        teachers += map(as_read_by_student, rewrites)
+    writer.commit(names, {"teachers": teachers, "index": index.to_json(), "counters": counters})
     return candidates
 
 
@@ -203,6 +211,7 @@ class _Miner:
         documents: DocumentsConfig,
         student_config: StudentConfig,
         student: Artifact | None,
+        student_encodes_rewrites: bool,
         top_k: int,
         threads: int,
         device: str,
@@ -218,7 +227,8 @@ class _Miner:
 
             self._engine = DeviceSearcher(self._searcher, device)
         self._encoder = load_document_encoder(documents, student_config, index.open_statistics(), device)
-        self._student = None if student is None else _StudentQueries(student, student_config.trust_remote_code, device)
+        self._student = None if student is None else EarlierStudent(student, student_config.trust_remote_code, device)
+        self._student_encodes_rewrites = student_encodes_rewrites
 
     def __call__(self, spec: dict[str, Any]) -> dict[str, Any]:
         part = Part.from_json(spec["part"])
@@ -272,33 +282,41 @@ class _Miner:
         counters: dict[str, float],
     ) -> tuple[list[NDArray[np.int64]], list[list[NDArray[np.float32] | None]], list[list[_Vector | None]]]:
         """Return the candidates of every query, and for each teacher their scores and its rewrites' vectors (None where it
-        has no rewrite)."""
+        has no rewrite); then the same of the teachers as the student reads them, where it does."""
         ids = _strings(queries, "query_id")
-        asked: list[tuple[str, Sequence[int], SparseBatch]] = []
+        asked: list[_Asked] = []
         for teacher, of_query in texts.items():
             held = [row for row, query_id in enumerate(ids) if query_id in of_query]
             asked.append((teacher, held, self._encoder.encode_queries([of_query[ids[row]] for row in held])))
             counters[f"rewrites.{teacher}"] = len(held)
-        encoded = [(rows, vectors) for _, rows, vectors in asked]
+        if self._student is not None and self._student_encodes_rewrites:
+            for teacher, rows, _ in list(asked):
+                vectors = self._student.of_texts([texts[teacher][ids[row]] for row in rows])
+                asked.append((as_read_by_student(teacher), rows, vectors))
+        encoded = list(asked)
         if self._student is not None:
-            asked.append((_STUDENT, range(len(ids)), self._student.vectors(queries)))
+            asked.append((_STUDENT, range(len(ids)), self._student.of_conversations(queries)))
         passages = self._candidates(asked, gold, counters)
         scores: list[list[NDArray[np.float32] | None]] = []
         rewrites: list[list[_Vector | None]] = []
-        for answered, vectors in encoded:
+        for number, (_, answered, vectors) in enumerate(encoded):
             column: list[NDArray[np.float32] | None] = [None] * len(ids)
-            for row, exact in zip(
-                answered, self._searcher.scores(vectors, [passages[row] for row in answered]), strict=True
-            ):
-                column[row] = exact
+            stored: list[_Vector | None] = [None] * len(ids)
+            exact = self._searcher.scores(vectors, [passages[row] for row in answered])
+            for row, own, (terms, weights) in zip(answered, exact, map(vectors.row, range(len(answered))), strict=True):
+                scale = np.float32(1.0)
+                if number >= len(texts):
+                    if not len(terms):  # the student says nothing to this rewrite
+                        continue
+                    scale = spread_ratio(scores[number - len(texts)][row], own)
+                column[row], stored[row] = own * scale, (terms, weights * scale)
             scores.append(column)
-            of_row = dict(zip(answered, map(vectors.row, range(len(answered))), strict=True))
-            rewrites.append([of_row.get(row) for row in range(len(ids))])
+            rewrites.append(stored)
         return passages, scores, rewrites
 
     def _candidates(
         self,
-        asked: Sequence[tuple[str, Sequence[int], SparseBatch]],
+        asked: Sequence[_Asked],
         gold: Sequence[NDArray[np.int64]],
         counters: dict[str, float],
     ) -> list[NDArray[np.int64]]:
@@ -323,29 +341,6 @@ class _Miner:
             if who == _STUDENT:
                 counters["student_only"] = sum(len(np.unique(np.concatenate(pool))) for pool in pools) - known
         return [np.unique(np.concatenate(pool)) for pool in pools]
-
-
-class _StudentQueries:
-    """An earlier student that encodes conversations in the text form it was trained with."""
-
-    def __init__(self, student: Artifact, trust_remote_code: bool, device: str) -> None:
-        from raydistill.encoders.checkpoint import load_student
-
-        with tempfile.TemporaryDirectory(prefix="raydistill-student-") as folder:
-            loaded = load_student(fetch_folder(student, Path(folder)), trust_remote_code)
-        self._encoder = loaded.encoder(device=device)
-        self._text = loaded.text
-        self._separator = loaded.tokenizer.sep_token or ""
-
-    def vectors(self, queries: pa.Table) -> SparseBatch:
-        """Return the student's vectors of queries of schema QUERIES."""
-        histories = [[(turn["question"], turn["answer"]) for turn in turns] for turns in queries["history"].to_pylist()]
-        return self._encoder.encode_queries(
-            [
-                student_text(question, history, self._text, self._separator)
-                for question, history in zip(_strings(queries, "question"), histories, strict=True)
-            ]
-        )
 
 
 def _strings(table: pa.Table, name: str) -> list[str]:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from stage_world import (
@@ -24,6 +25,7 @@ from raydistill.config import (
     StudentConfig,
 )
 from raydistill.conversations.text import history_pairs, student_text
+from raydistill.encoders.batch import SparseBatch
 from raydistill.encoders.checkpoint import load_student
 from raydistill.encoders.documents import load_document_encoder
 from raydistill.encoders.lexical import LexicalStatistics
@@ -32,6 +34,7 @@ from raydistill.index.build import build_index, planned_index
 from raydistill.index.changes import PassageChange
 from raydistill.index.commit import commit_change
 from raydistill.index.corpus import prepare_corpus
+from raydistill.index.earlier_student import spread_ratio
 from raydistill.index.mine import candidates_artifact, mine_candidates
 from raydistill.index.publish import IndexVersion, current_version
 from raydistill.index.search import open_searcher
@@ -188,12 +191,17 @@ def test_candidates_are_the_union_with_gold_and_every_score_is_exact(copied, min
     assert counters["candidates"] == sum(len(row["passages"]) for row in rows)
 
 
+def tiny_student(world: World, folder: Path, minilm: str) -> Artifact:
+    save_tiny_splade(str(folder), minilm)
+    student = Artifact(world.config.root, "student", "tiny", fingerprint("student", 1, {}, {}))
+    ArtifactWriter(student).commit(put_folder(ArtifactWriter(student), folder), {})
+    return student
+
+
 def test_a_further_round_adds_what_the_student_finds_and_every_teacher_scores_it(copied, minilm):
     world = World(copied, minilm, {"c0::1": {"p3": 1, "p200": 2}})
     first, index = world.mine(), world.index()
-    save_tiny_splade(str(copied / "student"), minilm)
-    student = Artifact(world.config.root, "student", "tiny", fingerprint("student", 1, {}, {}))
-    ArtifactWriter(student).commit(put_folder(ArtifactWriter(student), copied / "student"), {})
+    student = tiny_student(world, copied / "student", minilm)
     mined = mine_candidates(world.config, world.queries, world.set.qrels, world.rewrites, index, student)
     assert mined.fingerprint != first.fingerprint
 
@@ -223,6 +231,51 @@ def test_a_further_round_adds_what_the_student_finds_and_every_teacher_scores_it
     taken = {"student": world.rewrites["one"]}
     with pytest.raises(DataError, match="a teacher is named 'student'"):
         mine_candidates(world.config, world.queries, world.set.qrels, taken, index, student)
+
+
+def test_an_earlier_student_encodes_the_rewrites_beside_the_document_encoder(copied, minilm):
+    world = World(copied, minilm, {})
+    index, student = world.index(), tiny_student(world, copied / "student", minilm)
+    score = world.config.score.model_copy(update={"student_encodes_rewrites": True})
+    config = world.config.model_copy(update={"score": score})
+
+    def mined(config, student):
+        return mine_candidates(config, world.queries, {}, world.rewrites, index, student)
+
+    assert mined(config, None) == mined(world.config, None), "there is no student yet that could read anything"
+    plain, both = mined(world.config, student), mined(config, student)
+    assert both != plain
+    assert both.manifest().metadata["teachers"] == ["one", "two", "one@student", "two@student"]
+
+    loaded, searcher = load_student(copied / "student"), open_searcher(index)
+    tables = [[pq.read_table(each.fetch(part)) for part in each.manifest().parts] for each in (plain, both)]
+    for before, after in zip(*(pa.concat_tables(each).to_pylist() for each in tables), strict=True):
+        assert set(before["passages"]) <= set(after["passages"])
+        passages = np.array(after["passages"])
+        for own, read in ((0, 2), (1, 3)):
+            text = world.texts[("one", "two")[own]].get(after["query_id"])
+            if text is None:
+                assert after["scores"][read] is None
+                assert after["rewrite_terms"][read] is None
+                continue
+            terms, weights = after["rewrite_terms"][read], after["rewrite_weights"][read]
+            vector = loaded.encoder().encode_queries([student_text(text, [], loaded.text, loaded.tokenizer.sep_token)])
+            assert terms == vector.row(0)[0].tolist()
+            scale = np.array(weights) / vector.row(0)[1]
+            np.testing.assert_allclose(scale, scale[0], rtol=1e-5)
+            stored = SparseBatch.from_rows([dict(zip(terms, weights, strict=True))], vector.vocabulary_size)
+            np.testing.assert_allclose(after["scores"][read], searcher.scores(stored, [passages])[0], rtol=1e-4)
+            np.testing.assert_allclose(np.std(after["scores"][read]), np.std(after["scores"][own]), rtol=1e-4)
+            found = searcher.search(vector, score.top_k).passages[0]
+            assert set(found[found >= 0].tolist()) <= set(after["passages"])
+
+
+def test_scores_are_scaled_to_a_spread_and_left_alone_where_there_is_none():
+    scores = np.array([1.0, 2.0, 4.0], dtype=np.float32)
+    assert spread_ratio(scores * 3 + 5, scores) == pytest.approx(3.0)
+    assert spread_ratio(None, scores) == 1.0
+    assert spread_ratio(np.full(3, 2.0), scores) == 1.0
+    assert spread_ratio(scores, np.zeros(3, dtype=np.float32)) == 1.0
 
 
 def test_deleted_passages_are_no_candidates_but_stay_in_what_was_mined_before(copied, minilm):
