@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
-from threading import Barrier, Event
+import os
+import signal
+import time
+from threading import Barrier, Event, Thread, current_thread
+from threading import enumerate as threads
 
 import pytest
 from hypothesis import given
@@ -73,6 +77,39 @@ def test_every_pool_is_in_one_group_in_order_and_no_group_asks_for_more_than_the
 def test_pools_that_fit_work_at_the_same_time(ray_cluster: None) -> None:
     meeting = Barrier(2)
     run_pools([Pool(name, WorkerConfig(), lambda stop: meeting.wait(timeout=60) and None) for name in ("a", "b")])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])  # Ctrl-C, and what Ray makes of SIGTERM
+def test_an_interrupt_reaches_every_pool(ray_cluster: None, error: type[BaseException]) -> None:
+    begun, left = Barrier(3), []
+
+    def works(stop: Event) -> None:
+        begun.wait(60)
+        try:
+            while True:
+                time.sleep(0.01)
+        except KeyboardInterrupt:
+            left.append(current_thread().name)
+            raise
+
+    def interrupts(*_: object) -> None:
+        raise error
+
+    def sends() -> None:
+        begun.wait(60)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, interrupts)
+    try:
+        sender = Thread(target=sends)
+        sender.start()
+        with pytest.raises(error):
+            run_pools([Pool(name, WorkerConfig(cpus=0.5), works) for name in ("one", "two")])
+        sender.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert sorted(left) == ["one", "two"]
+    assert not {"one", "two"} & {thread.name for thread in threads()}
 
 
 def test_one_that_fails_ends_the_others_after_what_they_are_at_and_the_rest_is_not_started(

@@ -79,8 +79,16 @@ def _answers(url: str, head: subprocess.Popen[bytes]) -> bool:
 def test_the_chain_runs_as_a_submitted_job_with_its_root_on_s3(ray_head: str, s3_root: str, tmp_path: Path) -> None:
     data = small_world(tmp_path / "data")
     command = [RAY, "job", "submit", "--address", ray_head, "--", sys.executable, str(CHECKOUT / "jobs" / "distill.py")]
+    # One teacher and a short training: what is tested is that a job's stages come through, not what they learn.
+    teacher = "{engine: transformers, name: tiny, model: 'package:raydistill/demo/models/teacher-small', prompt: plain-v1, "
+    teacher += "dtype: float32, max_new_tokens: 24, max_prompt_tokens: 400, turns_per_task: 1024}"
     done = subprocess.run(
-        command + arguments(data, s3_root), env=environment(), capture_output=True, text=True, timeout=500, check=False
+        command + arguments(data, s3_root, f"teachers=[{teacher}]", "train.epochs=0.5"),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "succeeded" in done.stdout + done.stderr

@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from raydistill.actor_pool import connect
 from raydistill.config import OpenAiTeacherConfig, RayConfig
@@ -85,6 +86,7 @@ def test_a_killed_driver_pays_at_most_what_was_under_way_once_more(tmp_path: Pat
     assert [row["query_id"] for row in rows] == [f"a<::>{n}" for n in range(1, TURNS + 1)]
 
 
+@pytest.mark.slow  # test_side_by_side interrupts pools in this process
 def test_an_interrupt_ends_teachers_that_work_at_once_and_joins_no_other_cluster(tmp_path: Path, ray_cluster: None) -> None:
     def once() -> Callable[[str, int], Any]:
         """Answer the first prompt, so that a part is done, and hang at the next."""

@@ -77,9 +77,7 @@ def held_out() -> ConversationSet:
     return ConversationSet((Conversation("v", turns),), {"v<::>1": {"p3": 1}, "v<::>2": {"p9": 1, "p30": 2}}, "held-out")
 
 
-def test_the_best_validation_becomes_the_student_and_starts_the_next_one(
-    ray_cluster: None, mined: Mined, tiny_encoder: str, tmp_path: Path
-) -> None:
+def test_the_best_validation_becomes_the_student(ray_cluster: None, mined: Mined, tiny_encoder: str, tmp_path: Path) -> None:
     fields = {"validation": {"every_steps": 2, "measure": "RR", "patience": 2}, "loggers": {"tensorboard": True}}
     # A learning rate that ruins the student at once: the first validation is the best, and patience ends the training.
     settings = config(mined, tiny_encoder, epochs=4, learning_rate=0.01, **fields)
@@ -98,14 +96,19 @@ def test_the_best_validation_becomes_the_student_and_starts_the_next_one(
     assert f"| RR | {best['RR']:.4g} |" in card
     events = [info.key for info in open_store(settings.root).list("runs/tiny/training/")]
     assert any("/tensorboard/00000000/events." in key for key in events)
-
     assert student_artifact(settings, *mined) != student
+
+
+@pytest.mark.slow  # rounds, in tests/test_pipeline.py, go on from a student too
+def test_a_student_starts_the_next_one(ray_cluster: None, mined: Mined, tiny_encoder: str, tmp_path: Path) -> None:
+    first = train(config(mined, tiny_encoder, epochs=0.5, learning_rate=0.01), *mined)
     short = config(mined, tiny_encoder, epochs=0.1, learning_rate=1e-12, weight_decay=0.0)
-    second = train(short, *mined, None, student)
-    again = load_student(fetch_folder(second, tmp_path / "second")).encoder(device="cpu")
-    assert "None were taken" in (tmp_path / "second" / "README.md").read_text()
+    second = train(short, *mined, None, first)
+    folders = [fetch_folder(student, tmp_path / student.fingerprint) for student in (first, second)]
+    assert "None were taken" in (folders[1] / "README.md").read_text()
     texts = ["w1 w2 w3", "w9 w10"]
-    np.testing.assert_allclose(again.encode_queries(texts).to_dense(), loaded.encode_queries(texts).to_dense(), atol=1e-5)
+    before, after = (load_student(folder).encoder(device="cpu").encode_queries(texts).to_dense() for folder in folders)
+    np.testing.assert_allclose(after, before, atol=1e-5)
 
 
 def test_a_logger_that_is_not_installed_is_found_before_any_worker_starts(
@@ -126,6 +129,7 @@ def test_a_diverging_run_ends_in_a_sentence_and_leaves_no_student(
     assert not list(Path(mined[0].root).glob("artifacts/student/*/_manifest.json"))
 
 
+@pytest.mark.slow  # what a collapse is, and the advice, have tests of their own
 def test_a_collapse_of_sparsity_is_said_on_the_driver_and_kept(
     ray_cluster: None, mined: Mined, tiny_encoder: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -40,6 +40,7 @@ def original(tmp_path_factory, ray_cluster, minilm) -> Path:
     corpus = prepare_corpus(data, 100, WORKERS, str(folder / "root"))
     build_index(lexical_config(), StudentConfig(model=minilm), corpus, str(folder / "root"))
     tiny_cross_encoder(folder / "reader", tokenizer=AutoTokenizer.from_pretrained(minilm))
+    World(folder, minilm, GOLD).mine()  # every test's copy finds it made
     return folder
 
 

@@ -37,6 +37,7 @@ def client(animals: World, rerank: RerankConfig) -> Iterator[SearchClient]:
         yield SearchClient(address, timeout_s=180)
 
 
+@pytest.mark.slow  # a service of its own; the second stage of the evaluation goes the same way
 @pytest.mark.parametrize("k", [1, 5, 12])
 def test_the_first_passages_are_those_that_the_cross_encoder_likes_best(client, rerank, k):
     first = client.search(CONVERSATION, max(k, DEPTH), rerank=False)
@@ -55,6 +56,7 @@ def test_the_first_passages_are_those_that_the_cross_encoder_likes_best(client, 
     assert "rerank" not in first.milliseconds
 
 
+@pytest.mark.slow
 def test_texts_are_read_but_not_sent_when_nobody_asked(client):
     assert all(each.text is None for each in client.search(CONVERSATION, 3, text=False).passages)
 
