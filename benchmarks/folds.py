@@ -54,9 +54,7 @@ def main() -> int:
     rows: list[Row] = []
     costs: list[Row] = []
     for fold in range(options.folds):
-        # Rounded down, so that the last fold is within.
-        share = f"data.validation={{share: {1 / options.folds - 1e-9:.9f}, fold: {fold}}}"
-        found, spent = _held_out_rows(options.config, [*options.overrides, share])
+        found, spent = _held_out_rows(options.config, [*options.overrides, share_of(fold, options.folds)])
         rows += found
         costs += spent
     measures = [name for name in rows[0] if "@" in name]
@@ -79,6 +77,12 @@ def main() -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return 0
+
+
+def share_of(fold: int, folds: int) -> str:
+    """Return the override that holds out one of so many folds."""
+    # Rounded down, so that the last fold is within.
+    return f"data.validation={{share: {1 / folds - 1e-9:.9f}, fold: {fold}}}"
 
 
 def _held_out_rows(config: Path, overrides: list[str]) -> tuple[list[Row], list[Row]]:

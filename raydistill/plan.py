@@ -48,7 +48,8 @@ def _rows(chain: Chain, stage: str, done: list[str]) -> list[tuple[str, ...]]:
         return [_teacher_row(chain, number) for number in range(len(config.teachers))]
     state = "done" if stage in done else "to run or resume"
     kind, _, number = stage.partition(" round ")
-    student = " and of the last student" if number else ""
+    both = ", which encodes the rewrites too" if config.score.student_encodes_rewrites else ""
+    student = f" and of the last student{both}" if number else ""
     documents = config.index.documents
     if isinstance(documents, LearnedDocumentsConfig) and stage == "documents":
         steps = f"{documents.training.steps} steps of {documents.training.global_batch} queries"
