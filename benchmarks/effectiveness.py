@@ -47,11 +47,12 @@ def _run(report: dict[str, Any]) -> dict[str, Any]:
     ]
     return {
         "run": report["config"]["run"],
+        "test": Path(report["config"]["data"]["test"]["conversations"]).parent.name,
         "created": report["created"],
         "judged turns": evaluation["queries"],
         "objective": train["objective"],
         "regularisation": train["regularisation"],
-        "training seconds": next(stage["seconds"] for stage in report["stages"] if stage["stage"] == "train"),
+        "training seconds": sum(stage["seconds"] for stage in report["stages"] if stage["stage"].startswith("train")),
         "systems": systems,
         "comparisons": evaluation["comparisons"],
     }
@@ -59,7 +60,11 @@ def _run(report: dict[str, Any]) -> dict[str, Any]:
 
 def _markdown(run: dict[str, Any]) -> str:
     names = list(run["systems"][0]["measures"])
-    lines = [f"{run['run']}, {run['judged turns']} judged turns", "", f"| system | {' | '.join(names)} | FLOPS | L0 |"]
+    lines = [
+        f"{run['run']}, {run['judged turns']} judged turns of {run['test']}",
+        "",
+        f"| system | {' | '.join(names)} | FLOPS | L0 |",
+    ]
     lines.append("|---" * (len(names) + 3) + "|")
     for system in run["systems"]:
         cells = [f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" for value in system["measures"].values()]
