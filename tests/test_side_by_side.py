@@ -84,8 +84,8 @@ def test_an_interrupt_reaches_every_pool(ray_cluster: None, error: type[BaseExce
     begun, left = Barrier(3), []
 
     def works(stop: Event) -> None:
-        begun.wait(60)
         try:
+            begun.wait(60)
             while True:
                 time.sleep(0.01)
         except KeyboardInterrupt:
