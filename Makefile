@@ -26,14 +26,13 @@ install-dev: $(VENV)/.installed-dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# Most of what is installed is never imported, so Python compiles what is, when it first is.
 # The markers name what the environment was installed from, so a changed pin or dependency installs again.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --no-compile --progress-bar=on -c constraints.txt -e .
+	$(BIN)/python -m pip install --progress-bar=on -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --no-compile --progress-bar=on -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --progress-bar=on -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
 clean:

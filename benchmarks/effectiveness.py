@@ -50,6 +50,8 @@ def _run(report: dict[str, Any]) -> dict[str, Any]:
         "test": Path(report["config"]["data"]["test"]["conversations"]).parent.name,
         "created": report["created"],
         "judged turns": evaluation["queries"],
+        "rounds": report["config"]["rounds"],
+        "student encodes rewrites": report["config"]["score"]["student_encodes_rewrites"],
         "objective": train["objective"],
         "regularisation": train["regularisation"],
         "training seconds": sum(stage["seconds"] for stage in report["stages"] if stage["stage"].startswith("train")),

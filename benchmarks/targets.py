@@ -86,7 +86,7 @@ def _fold(config: Path, overrides: list[str]) -> tuple[int, Means]:
         score = chain.config.score.model_copy(update={"student_encodes_rewrites": by_student})
         config_of_round = chain.settled.model_copy(update={"score": score})
         # Without gold passages: nobody may have them among the candidates who did not retrieve them.
-        mined = mine_candidates(config_of_round, queries, {}, rewrites, index, student)
+        mined = mine_candidates(config_of_round, queries, {}, rewrites, index, student if by_student else None)
         compared = ablation(mined, index, held_out.qrels, chain.config.evaluate)
         for row in compared.rows:
             if row.kind == "teacher" or row.name == "mean":

@@ -182,7 +182,7 @@ def test_malformed_recorded_rewrites_are_named_before_ray_starts(refused: Run, d
     assert "human.jsonl:2" in message
 
 
-@pytest.mark.slow  # which segments of an index are there is checked in tests/index
+@pytest.mark.slow  # tests/index/test_stages.py: a version with a lost segment is not taken for made
 def test_a_lost_segment_is_built_again(data: Path, tmp_path: Path, ray_cluster: None) -> None:
     command = ["index", *arguments(data, str(tmp_path / "root"))]
     assert main(command) == 0

@@ -164,6 +164,29 @@ def test_a_mistake_is_one_sentence_that_names_field_and_fix(config_file: Path, o
     assert "\n" not in str(caught.value)
 
 
+ENCODED_TWICE = ["rounds=2", "score.student_encodes_rewrites=true"]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("train.combine=max", "set, and train.combine is max, which compares lists whose levels differ"),
+        (
+            "train.objective=kld(teacher=llm) + 0.1*infonce",
+            "every term of train.objective follows the own scores of one teacher",
+        ),
+    ],
+)
+def test_rewrites_that_a_student_encodes_are_learned_from(config_file: Path, override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(config_file, [*ENCODED_TWICE, override])
+
+
+def test_a_rewrite_weighs_the_same_whoever_encoded_it(config_file: Path) -> None:
+    train = load_config(config_file, [*ENCODED_TWICE, "train.teacher_weights={human: 2}"]).train
+    assert train.weights_of(["human", "llm", "human@student", "llm@student"]) == (2, 1, 2, 1)
+
+
 def test_a_bad_item_does_not_make_its_list_short(config_file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(config_file, ["teachers=[{engine: recorded, name: a}]"])

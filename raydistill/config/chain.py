@@ -85,11 +85,6 @@ class DistillConfig(Section):
             raise ValueError(
                 "teachers: with rounds above 1 the name 'student' is taken by the student that mines too; rename it"
             )
-        if self.score.student_encodes_rewrites and self.rounds == 1:
-            raise ValueError(
-                "score.student_encodes_rewrites is set, and rounds is 1, so no earlier student could encode them; set "
-                "rounds to 2 or more"
-            )
         unknown = [name for name in self.train.objective.teacher_names if name not in names]
         if unknown:
             raise ValueError(
@@ -105,6 +100,27 @@ class DistillConfig(Section):
             )
         if not any(weights.get(name, 1.0) for name in names):
             raise ValueError("train.teacher_weights are all 0, so nobody would teach; give one of them a weight")
+        return self
+
+    @model_validator(mode="after")
+    def _rewrites_encoded_by_a_student_are_learned_from(self) -> DistillConfig:
+        if not self.score.student_encodes_rewrites:
+            return self
+        reason = None
+        if self.rounds == 1:
+            reason = "rounds is 1, so no earlier student could encode them; set rounds to 2 or more"
+        elif self.train.combine in ("max", "min"):
+            reason = (
+                f"train.combine is {self.train.combine}, which compares lists whose levels differ by who encoded the text: "
+                "take mean, or one that scales"
+            )
+        elif not (self.train.objective.hears_everybody or self.train.objective.needs_rewrites):
+            reason = (
+                "every term of train.objective follows the own scores of one teacher, so nothing would learn from them; add "
+                "a term without teacher="
+            )
+        if reason is not None:
+            raise ValueError(f"score.student_encodes_rewrites is set, and {reason}")
         return self
 
     @model_validator(mode="after")

@@ -42,8 +42,10 @@ class ScoreConfig(Section):
     """Passages retrieved for each teacher's rewrite; the candidates are their union and the gold passages."""
     student_encodes_rewrites: Added[bool] = False
     """From the second round on, the student of the round before encodes the rewrites too, beside the document encoder: every
-    teacher NAME is joined by NAME@student, whose scores are those of the student's vector of the same rewrite. What the
-    student has learned about terms (weights, expansion) then meets what the language models know about the conversation."""
+    teacher NAME is joined by NAME@student, whose scores are those of the student's vector of the same rewrite, scaled to
+    spread as NAME's do. What the student has learned about terms (weights, expansion) then meets what the language models
+    know about the conversation. Both lists take part in `train.combine`, with the weight of NAME, so a scorer's share of a
+    mean falls; terms on the rewrites' vectors learn from the mean of both vectors; `teacher=NAME` stays NAME's own list."""
     queries_per_part: PositiveInt = 1024
     """Queries in one Parquet part, and the most that a crash can lose."""
     workers: PoolConfig = PoolConfig()

@@ -336,6 +336,11 @@ class Objective:
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
     @property
+    def hears_everybody(self) -> bool:
+        """Whether a term learns from the combination of all teachers' scores."""
+        return any(isinstance(term, ScoreTerm) and term.teacher is None for _, term in self.terms)
+
+    @property
     def part_names(self) -> tuple[str, ...]:
         """A name for each term, to log its value under: NAME or NAME.teacher, numbered from 2 where that repeats."""
         names: list[str] = []

@@ -129,7 +129,8 @@ class TrainConfig(Section):
     """How the teachers' scores of a passage become one: raydistill.teachers.combine defines each. Those that scale a
     teacher's scores first want a temperature of their own in the objective."""
     teacher_weights: Added[dict[Name, NonNegativeFloat] | None] = None
-    """What teachers weigh in a combination that is a mean, by name; 1 for those that are not named."""
+    """What teachers weigh in a combination that is a mean, by name; 1 for those that are not named. It is the weight of each
+    of their lists (see score.student_encodes_rewrites)."""
     regularisation: RegularisationConfig = RegularisationConfig()
     shuffle_buffer: PositiveInt = 4096
     """Queries shuffled together in memory; parts are shuffled globally on top."""

@@ -4,7 +4,8 @@ Queries: query_id, conversation_id, source, question string; depth int32; histor
 first); gold_ids list<string>. Candidates: the same without gold_ids, and gold list<int64>, passages list<int64>
 (ascending), scores list<list<float32>>: one list a teacher, in the order of the manifest's "teachers", parallel to
 passages; null where the teacher has no rewrite of the query. rewrite_terms list<list<int32>> and rewrite_weights
-list<list<float32>> hold each teacher's rewrite as a vector in the document space, terms ascending, null likewise.
+list<list<float32>> hold each teacher's rewrite as a vector in the document space, terms ascending, null likewise. The lists
+of a name NAME@student are those of an earlier student (see `mine`), scaled, and null too where it tells no passage apart.
 """
 
 from __future__ import annotations

@@ -52,10 +52,29 @@ class EarlierStudent:
         )
 
 
-def spread_ratio(reference: NDArray[Any] | None, scores: NDArray[Any]) -> np.float32:
-    """Return what scores are to be multiplied by so that their standard deviation is that of the reference; 1 where there is
-    no reference, or either is the same for every passage."""
-    if reference is None:
-        return np.float32(1.0)
-    wanted, own = (float(np.std(each.astype(np.float64))) for each in (reference, scores))
-    return np.float32(wanted / own) if wanted > 0 and own > 0 else np.float32(1.0)
+def scale_to_teachers(scores: NDArray[Any], own: NDArray[Any], others: Sequence[NDArray[Any]]) -> np.float32 | None:
+    """Return what an earlier student's scores of a rewrite are to be multiplied by to stand beside the teachers'.
+
+    Students learn at a temperature of their own, so their scores spread several times as wide as those they learn from.
+    Multiplied, their standard deviation over the candidates is that of the document encoder's scores of the same rewrite;
+    where those are all the same, the mean one of the query's other rewrites. Only the spread is matched: shifted scores
+    would be of no vector any more.
+
+    Args:
+        scores: [C], the student's.
+        own: [C], the document encoder's of the same rewrite.
+        others: [C] each, the document encoder's of the query's other rewrites.
+
+    Returns:
+        The factor, > 0. None where the student scores all candidates alike (it says nothing of them), and where nobody's
+        scores have a spread.
+    """
+    spread = _spread(scores)
+    wanted = [_spread(own)]
+    if not wanted[0]:
+        wanted = [each for each in map(_spread, others) if each] or [0.0]
+    return np.float32(np.mean(wanted) / spread) if spread and np.mean(wanted) else None
+
+
+def _spread(scores: NDArray[Any]) -> float:
+    return float(np.std(scores.astype(np.float64))) if len(scores) else 0.0

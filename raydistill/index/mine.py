@@ -12,8 +12,8 @@ All teachers' vectors of a part are searched as one batch against all segments; 
 
 Memory: the driver holds the queries it was given and one part of them as Parquet; a worker maps the whole index, and
 holds what one part retrieves (queries_per_part x T x top_k x 12 bytes), its candidates (queries_per_part x union x
-(8 + 4 T) bytes), and one part of one teacher's rewrites. At 1,024 queries, 5 teachers and top 1,000 that is 60 MB and
-at most 145 MB.
+(8 + 4 T) bytes), and one part of one teacher's rewrites. At 1,024 queries, 5 teachers and top 1,000 that is 60 MB and at
+most 145 MB; where a student encodes the rewrites too, T counts twice.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from raydistill.encoders.documents import document_encoder_settings, load_docume
 from raydistill.errors import DataError
 from raydistill.index.candidates import candidate_table, parquet_bytes, queries_fingerprint, query_table
 from raydistill.index.corpus import indexed_corpus
-from raydistill.index.earlier_student import EarlierStudent, spread_ratio
+from raydistill.index.earlier_student import EarlierStudent, scale_to_teachers
 from raydistill.index.publish import IndexVersion
 from raydistill.index.search import Searcher, open_searcher
 from raydistill.progress import track
@@ -101,8 +101,8 @@ def mine_candidates(
     teachers, then all as the student reads them), "index": the version's JSON, "counters": sums}.
     Counters: queries, candidates, gold, unknown_gold (judged passages that are not in the corpus), without_rewrite and
     without_candidates (queries left out: no teacher has them, nothing was retrieved nor gold), and for each teacher t
-    rewrites.t and gold_found.t (gold passages among its own top k). With a student also gold_found.student, and
-    student_only (candidates that neither a teacher retrieved nor are gold).
+    rewrites.t and gold_found.t (gold passages among its own top k), and the same for t@student. With a student also
+    gold_found.student, and student_only (candidates that its vector of the conversation alone retrieved).
 
     Args:
         config: its sections score, index.documents, student and root count.
@@ -297,22 +297,29 @@ class _Miner:
         if self._student is not None:
             asked.append((_STUDENT, range(len(ids)), self._student.of_conversations(queries)))
         passages = self._candidates(asked, gold, counters)
-        scores: list[list[NDArray[np.float32] | None]] = []
-        rewrites: list[list[_Vector | None]] = []
-        for number, (_, answered, vectors) in enumerate(encoded):
-            column: list[NDArray[np.float32] | None] = [None] * len(ids)
-            stored: list[_Vector | None] = [None] * len(ids)
-            exact = self._searcher.scores(vectors, [passages[row] for row in answered])
-            for row, own, (terms, weights) in zip(answered, exact, map(vectors.row, range(len(answered))), strict=True):
-                scale = np.float32(1.0)
-                if number >= len(texts):
-                    if not len(terms):  # the student says nothing to this rewrite
-                        continue
-                    scale = spread_ratio(scores[number - len(texts)][row], own)
-                column[row], stored[row] = own * scale, (terms, weights * scale)
-            scores.append(column)
-            rewrites.append(stored)
-        return passages, scores, rewrites
+        lists = [self._exact(rows, vectors, passages) for _, rows, vectors in encoded]
+        by_documents, by_student = lists[: len(texts)], lists[len(texts) :]
+        for (teacher, _, _), own, read in zip(encoded[len(texts) :], by_documents, by_student, strict=False):
+            for row, (scores, (terms, weights)) in list(read.items()):
+                scale = scale_to_teachers(scores, own[row][0], [each[row][0] for each in by_documents if row in each])
+                if scale is None:
+                    del read[row]
+                else:
+                    read[row] = scores * scale, (terms, weights * scale)
+            counters[f"rewrites.{teacher}"] = len(read)
+        columns = [[of_row.get(row) for row in range(len(ids))] for of_row in lists]
+        return (
+            passages,
+            [[found and found[0] for found in column] for column in columns],
+            [[found and found[1] for found in column] for column in columns],
+        )
+
+    def _exact(
+        self, rows: Sequence[int], vectors: SparseBatch, passages: Sequence[NDArray[np.int64]]
+    ) -> dict[int, tuple[NDArray[np.float32], _Vector]]:
+        """Return for each row the exact scores of its candidates by its vector, and the vector."""
+        scores = self._searcher.scores(vectors, [passages[row] for row in rows])
+        return {row: (own, vectors.row(number)) for number, (row, own) in enumerate(zip(rows, scores, strict=True))}
 
     def _candidates(
         self,

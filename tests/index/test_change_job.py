@@ -242,7 +242,7 @@ def test_a_splade_index_after_changes_equals_one_built_of_what_it_holds(tmp_path
     }
 
 
-@pytest.mark.slow  # six stages; what each writes is compared with what it must be above
+@pytest.mark.slow  # a minute or two on two cores
 def test_build_and_compaction_give_the_same_bytes_by_any_number_of_workers(tmp_path, minilm):
     made = []
     for actors in (1, 3):

@@ -34,7 +34,7 @@ from raydistill.index.build import build_index, planned_index
 from raydistill.index.changes import PassageChange
 from raydistill.index.commit import commit_change
 from raydistill.index.corpus import prepare_corpus
-from raydistill.index.earlier_student import spread_ratio
+from raydistill.index.earlier_student import scale_to_teachers
 from raydistill.index.mine import candidates_artifact, mine_candidates
 from raydistill.index.publish import IndexVersion, current_version
 from raydistill.index.search import open_searcher
@@ -90,6 +90,8 @@ def test_a_lexical_index_holds_the_vectors_of_the_encoder_for_the_whole_corpus(t
     assert searcher.find(["p150", "nowhere"]).tolist() == [150, -1]
     assert current_version(root, "passages") == version == planned_index(lexical_config(), student, corpus, root)
     assert build_index(lexical_config(), student, corpus, root) == version
+    open_store(root).delete(version.segments[0].key)
+    assert planned_index(lexical_config(), student, corpus, root) is None, "a lost segment is to be built again"
 
 
 def test_a_half_done_index_is_completed_to_the_same_bytes(tmp_path, corpus, minilm):
@@ -248,9 +250,13 @@ def test_an_earlier_student_encodes_the_rewrites_beside_the_document_encoder(cop
     assert both.manifest().metadata["teachers"] == ["one", "two", "one@student", "two@student"]
 
     loaded, searcher = load_student(copied / "student"), open_searcher(index)
+    counters = both.manifest().metadata["counters"]
+    assert [counters[f"rewrites.{name}@student"] for name in ("one", "two")] == [12, 10]
     tables = [[pq.read_table(each.fetch(part)) for part in each.manifest().parts] for each in (plain, both)]
+    added = 0
     for before, after in zip(*(pa.concat_tables(each).to_pylist() for each in tables), strict=True):
         assert set(before["passages"]) <= set(after["passages"])
+        added += len(after["passages"]) - len(before["passages"])
         passages = np.array(after["passages"])
         for own, read in ((0, 2), (1, 3)):
             text = world.texts[("one", "two")[own]].get(after["query_id"])
@@ -268,14 +274,16 @@ def test_an_earlier_student_encodes_the_rewrites_beside_the_document_encoder(cop
             np.testing.assert_allclose(np.std(after["scores"][read]), np.std(after["scores"][own]), rtol=1e-4)
             found = searcher.search(vector, score.top_k).passages[0]
             assert set(found[found >= 0].tolist()) <= set(after["passages"])
+    assert added, "what the student finds by the rewrites is among the candidates"
 
 
-def test_scores_are_scaled_to_a_spread_and_left_alone_where_there_is_none():
-    scores = np.array([1.0, 2.0, 4.0], dtype=np.float32)
-    assert spread_ratio(scores * 3 + 5, scores) == pytest.approx(3.0)
-    assert spread_ratio(None, scores) == 1.0
-    assert spread_ratio(np.full(3, 2.0), scores) == 1.0
-    assert spread_ratio(scores, np.zeros(3, dtype=np.float32)) == 1.0
+def test_an_earlier_students_scores_are_scaled_to_spread_as_the_teachers_do():
+    scores, flat = np.array([1.0, 2.0, 4.0], dtype=np.float32), np.full(3, 2.0, dtype=np.float32)
+    assert scale_to_teachers(scores, scores * 3 + 5, []) == pytest.approx(3.0)
+    assert scale_to_teachers(scores, flat, [flat, scores * 2, scores * 4]) == pytest.approx(3.0)
+    assert scale_to_teachers(scores, flat, [flat]) is None
+    assert scale_to_teachers(flat, scores, [scores]) is None
+    assert scale_to_teachers(scores[:0], scores[:0], []) is None
 
 
 def test_deleted_passages_are_no_candidates_but_stay_in_what_was_mined_before(copied, minilm):

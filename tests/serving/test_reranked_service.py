@@ -37,7 +37,7 @@ def client(animals: World, rerank: RerankConfig) -> Iterator[SearchClient]:
         yield SearchClient(address, timeout_s=180)
 
 
-@pytest.mark.slow  # a service of its own; the second stage of the evaluation goes the same way
+@pytest.mark.slow  # a service of its own, a minute on two cores
 @pytest.mark.parametrize("k", [1, 5, 12])
 def test_the_first_passages_are_those_that_the_cross_encoder_likes_best(client, rerank, k):
     first = client.search(CONVERSATION, max(k, DEPTH), rerank=False)
