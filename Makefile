@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SEED ?= 7
 
+# Where it is set, each of the many processes that Ray starts would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint install install-dev clean
 
 demo: install
