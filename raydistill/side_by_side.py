@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from raydistill.config import WorkerConfig
 logger = logging.getLogger("raydistill")
 T = TypeVar("T")
 _SECONDS_TO_LEAVE = 20.0
+_SECONDS_TO_HEAR = 1.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _run_at_once(pools: Sequence[Pool]) -> None:
         for thread in threads:
             thread.start()
         for left in range(len(pools) - 1, -1, -1):
-            pool, error = ended.get()
+            pool, error = _next(ended)
             if error is None:
                 continue
             stop.set()
@@ -137,6 +138,15 @@ def _run_at_once(pools: Sequence[Pool]) -> None:
         raise
     if first is not None:
         raise first
+
+
+def _next(ended: SimpleQueue[T]) -> T:
+    """Return what comes next. A signal that arrives just before a wait would not end it, so no wait is long."""
+    while True:
+        try:
+            return ended.get(timeout=_SECONDS_TO_HEAR)
+        except Empty:
+            continue
 
 
 def _interrupt(threads: Sequence[Thread]) -> None:
