@@ -99,7 +99,6 @@ def test_the_best_validation_becomes_the_student(ray_cluster: None, mined: Mined
     assert student_artifact(settings, *mined) != student
 
 
-@pytest.mark.slow  # rounds, in tests/test_pipeline.py, go on from a student too
 def test_a_student_starts_the_next_one(ray_cluster: None, mined: Mined, tiny_encoder: str, tmp_path: Path) -> None:
     first = train(config(mined, tiny_encoder, epochs=0.5, learning_rate=0.01), *mined)
     short = config(mined, tiny_encoder, epochs=0.1, learning_rate=1e-12, weight_decay=0.0)
