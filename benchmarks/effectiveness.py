@@ -47,7 +47,7 @@ def _run(report: dict[str, Any]) -> dict[str, Any]:
     ]
     return {
         "run": report["config"]["run"],
-        "test": Path(report["config"]["data"]["test"]["conversations"]).parent.name,
+        "test": Path(report["config"]["data"]["test"]["conversations"] or "").parent.name,
         "created": report["created"],
         "judged turns": evaluation["queries"],
         "rounds": report["config"]["rounds"],

@@ -14,7 +14,14 @@ def evaluate_on(turns: ConversationSet, chain: Chain) -> Artifact:
 
     Recorded teachers alone stand beside it: a chain does not teach its held-out turns, since others would be paid for them.
     """
+    rewrites = recorded_rewrites(turns, chain)
+    return evaluate(
+        chain.settled, list(turns.queries()), turns.qrels, rewrites, chain.index(), chain.train(), chain.config.root
+    )
+
+
+def recorded_rewrites(turns: ConversationSet, chain: Chain) -> dict[str, Artifact]:
+    """Return teacher -> its rewrites of these turns, of a chain's recorded teachers."""
     queries, root = list(turns.queries()), chain.config.root
     recorded = [teacher for teacher in chain.config.teachers if teacher.engine == "recorded"]
-    rewrites = {teacher.name: teach(teacher, queries, turns.fingerprint, root) for teacher in recorded}
-    return evaluate(chain.settled, queries, turns.qrels, rewrites, chain.index(), chain.train(), root)
+    return {teacher.name: teach(teacher, queries, turns.fingerprint, root) for teacher in recorded}

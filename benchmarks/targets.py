@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from folds import CONFIG, share_of
-from held_out import evaluate_on
+from held_out import evaluate_on, recorded_rewrites
 from processes import machine
 
 from raydistill.actor_pool import connect
@@ -25,7 +25,6 @@ from raydistill.evaluation.ablation import ablation
 from raydistill.evaluation.evaluate import STUDENT, load_metrics
 from raydistill.index.mine import mine_candidates
 from raydistill.pipeline import Chain
-from raydistill.teachers.pool import teach
 
 Means = dict[str, dict[str, float]]
 """System -> measure -> mean."""
@@ -77,10 +76,7 @@ def _fold(config: Path, overrides: list[str]) -> tuple[int, Means]:
     evaluation = load_metrics(evaluate_on(held_out, chain))
     read = next(system for system in evaluation["systems"] if system["name"] == STUDENT)
     queries = [query for query in held_out.queries() if held_out.qrels.get(query.query_id)]
-    rewrites = {
-        teacher.name: teach(teacher, list(held_out.queries()), held_out.fingerprint, chain.config.root)
-        for teacher in chain.config.teachers
-    }
+    rewrites = recorded_rewrites(held_out, chain)
     found: Means = {"student, full conversation": {name: each["mean"] for name, each in read["measures"].items()}}
     for by_student, encoders in ENCODERS.items():
         score = chain.config.score.model_copy(update={"student_encodes_rewrites": by_student})

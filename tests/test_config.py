@@ -173,7 +173,7 @@ ENCODED_TWICE = ["rounds=2", "score.student_encodes_rewrites=true"]
         ("train.combine=max", "set, and train.combine is max, which compares lists whose levels differ"),
         (
             "train.objective=kld(teacher=llm) + 0.1*infonce",
-            "every term of train.objective follows the own scores of one teacher",
+            "no term of train.objective follows the combined scores",
         ),
     ],
 )

@@ -17,7 +17,6 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 USES_RAY = {
     "actor_pool.py",
     "distill/fitting.py",
-    "index/fan_out.py",
     "index/fan_out_actors.py",
     "serving/service.py",
     "serving/start.py",

@@ -116,8 +116,8 @@ class DistillConfig(Section):
             )
         elif not (self.train.objective.hears_everybody or self.train.objective.needs_rewrites):
             reason = (
-                "every term of train.objective follows the own scores of one teacher, so nothing would learn from them; add "
-                "a term without teacher="
+                "no term of train.objective follows the combined scores of the teachers or their rewrites' vectors, so "
+                "nothing would learn from them; add one, such as kld without teacher="
             )
         if reason is not None:
             raise ValueError(f"score.student_encodes_rewrites is set, and {reason}")

@@ -55,7 +55,7 @@ class EarlierStudent:
 def scale_to_teachers(scores: NDArray[Any], own: NDArray[Any], others: Sequence[NDArray[Any]]) -> np.float32 | None:
     """Return what an earlier student's scores of a rewrite are to be multiplied by to stand beside the teachers'.
 
-    Students learn at a temperature of their own, so their scores spread several times as wide as those they learn from.
+    Students learn at a temperature of their own, so their scores need not spread as those do that they learn from.
     Multiplied, their standard deviation over the candidates is that of the document encoder's scores of the same rewrite;
     where those are all the same, the mean one of the query's other rewrites. Only the spread is matched: shifted scores
     would be of no vector any more.

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
 from raydistill.actor_pool import require_resources
 from raydistill.config import FanOutConfig
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import DataError
-from raydistill.index.fan_out_actors import Actors, Call
+from raydistill.index.fan_out_actors import Actors, Call, shared
 from raydistill.index.fan_out_plan import assigned_groups
 from raydistill.index.forward import owning_segments
 from raydistill.index.publish import IndexVersion, current_version
@@ -96,7 +95,7 @@ class Snapshot:
             raise DataError(f"k is {k}; ask for at least one passage")
         sent: Any = queries
         if len(self._holdings) > 1 and queries.term_ids.nbytes + queries.weights.nbytes > _INLINE_BYTES:
-            sent = ray.put(queries)
+            sent = shared(queries)
         return merged(self._ask("search", sent, k), k)
 
     def scores(self, queries: SparseBatch, passages: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:

@@ -41,6 +41,11 @@ class Call:
     timeout_s: float
 
 
+def shared(value: Any) -> Any:
+    """Return a reference to a value that several calls are given: stored once, not sent with each."""
+    return ray.put(value)
+
+
 class Actors:
     """The actors of a fan-out: asks them, asks again after a death, and replaces those that Ray has given up."""
 

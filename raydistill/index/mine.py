@@ -70,10 +70,9 @@ def candidates_artifact(
         raise DataError(f"mining needs at least one query and one teacher; it has {len(queries)} and {len(rewrites)}")
     if student is not None and _STUDENT in rewrites:
         raise DataError(f"a teacher is named {_STUDENT!r}, as the student is in this round's counters; give it another name")
-    # Before there is a student, nothing is changed by who would encode what from then on.
-    score = config.score if student is not None else config.score.model_copy(update={"student_encodes_rewrites": False})
     settings = {
-        "score": score,
+        # Before there is a student, nothing is changed by who would encode what from then on.
+        "score": config.score.model_copy(update={"student_encodes_rewrites": _encodes_rewrites(config, student)}),
         "encoder": document_encoder_settings(config.index.documents, config.student),
         "teachers": tuple(rewrites),
     }
@@ -130,7 +129,7 @@ def mine_candidates(
         "documents": config.index.documents,
         "student_config": config.student,
         "student": student,
-        "student_encodes_rewrites": config.score.student_encodes_rewrites,
+        "student_encodes_rewrites": _encodes_rewrites(config, student),
         "top_k": config.score.top_k,
         "threads": max(1, int(config.score.workers.cpus)),
         "device": "cuda" if config.score.workers.gpus else "cpu",
@@ -143,10 +142,14 @@ def mine_candidates(
     names = [part.name for part in parts]
     counters = summed_counters([finished[name] for name in names])
     teachers = list(rewrites)
-    if student is not None and config.score.student_encodes_rewrites:
+    if _encodes_rewrites(config, student):
         teachers += map(as_read_by_student, rewrites)
     writer.commit(names, {"teachers": teachers, "index": index.to_json(), "counters": counters})
     return candidates
+
+
+def _encodes_rewrites(config: DistillConfig, student: Artifact | None) -> bool:
+    return student is not None and config.score.student_encodes_rewrites
 
 
 def _store_queries(queries: Sequence[ConversationalQuery], qrels: Qrels, config: DistillConfig) -> Artifact:
