@@ -31,6 +31,7 @@ STAGE_MODULES = {
     "index/encode_parts.py",
     "index/change_job.py",
     "index/mine.py",
+    "index/fan_out.py",
     "index/exchange/export.py",
     "index/exchange/load.py",
     "index/approximate.py",
