@@ -15,6 +15,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -60,15 +61,11 @@ def connect(config: RayConfig) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     env_vars = {**_QUIET_ENV, **lease_variables(), **config.env_vars}
     address = config.address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {
-        "runtime_env": {"env_vars": env_vars},
-        "log_to_driver": False,
-        "logging_level": logging.WARNING,
-    }
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if address:
         try:
             _knock(address)
-            ray.init(address=address, **options)
+            ray.init(address=address, runtime_env={"env_vars": env_vars}, **options)
         except (OSError, RuntimeError, ValueError) as error:
             reason = first_line(error)
             raise ResourceError(
@@ -81,13 +78,31 @@ def connect(config: RayConfig) -> None:
         # Ray Data's own restarting actors make the core write a warning a pool, as an error, to the terminal.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # "local" and not None: None would join whatever `ray start` left on this machine, running or dead.
-        ray.init(address="local", num_cpus=config.local_cpus, include_dashboard=False, **options)
+        # A cluster of our own hands its environment on. A runtime environment would start two interpreters a worker, each
+        # of which imports Ray.
+        with _variables(env_vars):
+            ray.init(address="local", num_cpus=config.local_cpus, include_dashboard=False, **options)
     # A thread that an interrupt left running would otherwise join any other cluster of the machine once this one is left.
     auto_init_hook.enable_auto_connect = False
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Have environment variables for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _knock(address: str) -> None:

@@ -34,6 +34,9 @@ HERMETIC = {
 }
 os.environ.update(HERMETIC)
 
+TOLD = "RAYDISTILL_TOLD"
+"""A variable that the configuration of the cluster gives to its workers."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -67,7 +70,7 @@ def ray_cluster(s3_endpoint: str) -> Iterator[None]:
     from raydistill.actor_pool import connect
     from raydistill.config import RayConfig
 
-    connect(RayConfig(local_cpus=2))
+    connect(RayConfig(local_cpus=2, env_vars={TOLD: "by ray.env_vars"}))
     yield
     ray.shutdown()
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from raydistill.actor_pool import map_shards, places_on, require_resources
 from raydistill.config import PoolConfig, TrainConfig, WorkerConfig
 from raydistill.errors import DataError, ResourceError
-from tests.conftest import free_port
+from tests.conftest import TOLD, free_port
 from tests.small_world import environment
 
 
@@ -37,6 +37,13 @@ class Doubler:
 
 
 SPECS = [{"n": n} for n in range(1, 6)]
+
+
+def test_workers_of_a_local_cluster_have_its_variables_and_the_driver_has_them_no_longer(ray_cluster: None) -> None:
+    names = (TOLD, "HF_HUB_DISABLE_TELEMETRY")
+    assert {os.environ.get(name) for name in names} == {None}
+    told = ray.get(ray.remote(lambda: [os.environ.get(name) for name in names]).remote())
+    assert told == ["by ray.env_vars", "1"]
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])

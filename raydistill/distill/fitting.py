@@ -23,7 +23,10 @@ import ray.train
 from ray.exceptions import RayActorError
 from ray.train import CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.state import get_actor
+from ray.util.state.exception import RayStateApiException
 
 from raydistill import errors
 from raydistill.config import WorkerConfig
@@ -37,6 +40,8 @@ _POLL_SECONDS = 1.0
 _STEPS_BETWEEN_PREEMPTION_CHECKS = 8
 _AGREEMENT_SECONDS = 10.0
 """How long a worker that cannot go on waits for the others to say the same, which most reasons make them do at once."""
+_DASHBOARD_SECONDS = 10
+"""How long a dashboard may take to answer."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ def fit(training: Training) -> None:
     # Where the driver is, as Ray Train's controller: the loss of a worker's node must not end the training.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ray.remote(num_cpus=0, scheduling_strategy=here)(ProgressBoard).remote()
-    trainer = TorchTrainer(
+    trainer = (TorchTrainer if _is_known_to_its_dashboard(board) else _TrainerWithoutCleaner)(
         _run_worker,
         train_loop_config={"work": training.work, "settings": training.settings, "workers": workers, "board": board},
         scaling_config=ScalingConfig(
@@ -219,6 +224,28 @@ def fit(training: Training) -> None:
     reported = _reported(board)
     if reported is not None:
         raise reported
+
+
+class _TrainerWithoutCleaner(TorchTrainer):
+    """Ray Train without the actor that frees the workers' places once the controller is dead.
+
+    That actor asks the cluster's dashboard whether the controller lives. A cluster without one names the default address
+    all the same (127.0.0.1:8265), and where the dashboard of another cluster of the machine answers there, which knows no
+    such controller, the workers are killed in the middle of their training.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        made = super()._create_default_callbacks()
+        return [each for each in made if not isinstance(each, PlacementGroupCleanerCallback)]
+
+
+def _is_known_to_its_dashboard(actor: Any) -> bool:
+    """Return whether what answers at the address of this cluster's dashboard knows an actor of this cluster."""
+    try:
+        found = get_actor(actor._actor_id.hex(), address=ray.get_runtime_context().gcs_address, timeout=_DASHBOARD_SECONDS)
+    except (RayStateApiException, RuntimeError, ValueError, OSError):
+        return False
+    return found is not None
 
 
 def _reported(board: Any) -> RaydistillError | None:

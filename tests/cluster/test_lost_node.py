@@ -6,6 +6,7 @@ The cluster needs a driver of its own, so the test runs this file as a program.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -30,6 +31,7 @@ def test_the_actors_of_a_lost_node_come_up_on_another_and_no_search_is_lost(tmp_
     assert len(set(told["before"])) == 2, "the groups must begin on two nodes"
     assert told["lost"] in told["before"]
     assert told["lost"] not in told["after"]
+    assert told["variable"] == "by ray.env_vars"
     assert told["errors"] == []
     assert told["wrong"] == 0
     assert told["searches_after"] > 10
@@ -40,7 +42,8 @@ def main(folder: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from raydistill.config import FanOutConfig
+    from raydistill.actor_pool import connect
+    from raydistill.config import FanOutConfig, RayConfig
     from raydistill.index.fan_out import FanOut
     from raydistill.index.search import open_searcher
     from tests.index.made_versions import made_rows, publish_version
@@ -50,7 +53,8 @@ def main(folder: Path) -> None:
     expected = open_searcher(version).search(queries, 10)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK})
     nodes = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2)]
-    ray.init(address=cluster.address, log_to_driver=False)
+    connect(RayConfig(address=cluster.address, env_vars={"RAYDISTILL_TOLD": "by ray.env_vars"}))
+    variable = ray.get(ray.remote(lambda: os.environ.get("RAYDISTILL_TOLD")).remote())
     fan_out = FanOut(version, FanOutConfig.model_validate({"workers": {"actors": 2, "cpus": 1}}))
     before = [each.node for each in fan_out.health()]
     errors: list[str] = []
@@ -86,6 +90,7 @@ def main(folder: Path) -> None:
     stop.set()
     reader.join()
     told = {
+        "variable": variable,
         "before": before,
         "lost": lost,
         "after": [each.node for each in fan_out.health()],
