@@ -3,13 +3,15 @@
 
 A term is taken from the conversation when it stands in the rewrites of at least two teachers and in the history, and not in
 the question. Terms of more than a tenth of all rewrites say nothing and do not count. Printed is the share of them that lies
-within the student's text, for several budgets of it, on the training turns that have a history. Nothing is trained.
+within the student's text, for several budgets of it, on the training turns that have a history. Nothing is trained; teachers
+that have not rewritten the turns yet do so first, and may have to be paid.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -61,6 +63,7 @@ def main() -> int:
         rows.append({"budget": text.model_dump(), **shares(turns, taken, text, tokenizer)})
         print(f"{budget:12}", *(f"{name} {value:.3f}" for name, value in rows[-1].items() if name != "budget"))
     if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "config": options.config.name,
             "turns": len(turns),
@@ -105,10 +108,14 @@ def shares(
     read, wanted_terms = found["early read"] + found["late read"], found["early taken"] + found["late taken"]
     return {
         "tokens": found["tokens"] / len(turns),
-        "all": read / wanted_terms,
-        f"before turn {LATE}": found["early read"] / found["early taken"],
-        f"turn {LATE} and later": found["late read"] / found["late taken"],
+        "all": _share(read, wanted_terms),
+        f"before turn {LATE}": _share(found["early read"], found["early taken"]),
+        f"turn {LATE} and later": _share(found["late read"], found["late taken"]),
     }
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
 
 
 def terms(text: str, tokenizer: Any) -> Terms:

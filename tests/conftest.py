@@ -34,8 +34,8 @@ HERMETIC = {
 }
 os.environ.update(HERMETIC)
 
-TOLD = "RAYDISTILL_TOLD"
-"""A variable that the configuration of the cluster gives to its workers."""
+TOLD = {"RAYDISTILL_TOLD": "by ray.env_vars"}
+"""What a cluster's configuration gives to its workers as a variable."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,7 +70,7 @@ def ray_cluster(s3_endpoint: str) -> Iterator[None]:
     from raydistill.actor_pool import connect
     from raydistill.config import RayConfig
 
-    connect(RayConfig(local_cpus=2, env_vars={TOLD: "by ray.env_vars"}))
+    connect(RayConfig(local_cpus=2, env_vars=TOLD))
     yield
     ray.shutdown()
 

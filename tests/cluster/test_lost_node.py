@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import TOLD
 from tests.own_driver import told_by
 
 QUICK = {
@@ -31,7 +32,7 @@ def test_the_actors_of_a_lost_node_come_up_on_another_and_no_search_is_lost(tmp_
     assert len(set(told["before"])) == 2, "the groups must begin on two nodes"
     assert told["lost"] in told["before"]
     assert told["lost"] not in told["after"]
-    assert told["variable"] == "by ray.env_vars"
+    assert [told["variable"]] == [*TOLD.values()]
     assert told["errors"] == []
     assert told["wrong"] == 0
     assert told["searches_after"] > 10
@@ -53,8 +54,8 @@ def main(folder: Path) -> None:
     expected = open_searcher(version).search(queries, 10)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK})
     nodes = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2)]
-    connect(RayConfig(address=cluster.address, env_vars={"RAYDISTILL_TOLD": "by ray.env_vars"}))
-    variable = ray.get(ray.remote(lambda: os.environ.get("RAYDISTILL_TOLD")).remote())
+    connect(RayConfig(address=cluster.address, env_vars=TOLD))
+    variable = ray.get(ray.remote(lambda: os.environ.get(*TOLD)).remote())
     fan_out = FanOut(version, FanOutConfig.model_validate({"workers": {"actors": 2, "cpus": 1}}))
     before = [each.node for each in fan_out.health()]
     errors: list[str] = []
