@@ -7,6 +7,7 @@ from raydistill.evaluation.evaluate import evaluate
 from raydistill.pipeline import Chain
 from raydistill.storage.artifacts import Artifact
 from raydistill.teachers.pool import teach
+from raydistill.teachers.recorded import recorded_rewrites as known_rewrites
 
 
 def evaluate_on(turns: ConversationSet, chain: Chain) -> Artifact:
@@ -21,7 +22,14 @@ def evaluate_on(turns: ConversationSet, chain: Chain) -> Artifact:
 
 
 def recorded_rewrites(turns: ConversationSet, chain: Chain) -> dict[str, Artifact]:
-    """Return teacher -> its rewrites of these turns, of a chain's recorded teachers."""
+    """Return teacher -> its rewrites of these turns, of a chain's recorded teachers that have one of any of them."""
     queries, root = list(turns.queries()), chain.config.root
-    recorded = [teacher for teacher in chain.config.teachers if teacher.engine == "recorded"]
-    return {teacher.name: teach(teacher, queries, turns.fingerprint, root) for teacher in recorded}
+    rewrites = {}
+    for teacher in chain.config.teachers:
+        if teacher.engine != "recorded":
+            continue
+        known = known_rewrites(teacher.rewrites, queries)
+        # One may teach other turns alone, as the human rewrites of TREC's topics do.
+        if known.raw or known.held:
+            rewrites[teacher.name] = teach(teacher, queries, turns.fingerprint, root)
+    return rewrites
