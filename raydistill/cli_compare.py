@@ -32,7 +32,9 @@ def _compare(options: argparse.Namespace) -> int:
     from raydistill.evaluation.comparison import compare_runs, comparison_json, comparison_page, console_table
     from raydistill.evaluation.runs import read_run
     from raydistill.progress import output_console
+    from raydistill.storage.local import output_folder
 
+    folder = None if options.to is None else output_folder(options.to, "--to")
     measures = [name.strip() for name in options.measures.split(",") if name.strip()]
     # A run file has its own depth: no measure is too deep for it.
     settings = {"measures": measures, "bootstrap_samples": options.samples, "depth": 2**31}
@@ -63,9 +65,7 @@ def _compare(options: argparse.Namespace) -> int:
         if row.missing:
             shown = ", ".join(row.missing[:5]) + (", …" if len(row.missing) > 5 else "")
             console.print(f"{row.name} lacks {len(row.missing)} judged queries, which count 0: {shown}", soft_wrap=True)
-    if options.to:
-        folder = Path(options.to).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder is not None:
         origin = {"qrels": options.qrels, "runs": dict(zip(names, options.runs, strict=True))}
         (folder / "comparison.json").write_bytes(comparison_json(found, origin))
         (folder / "comparison.html").write_bytes(comparison_page(found, "Comparison of runs", f"Baseline: {baseline}."))

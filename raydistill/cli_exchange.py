@@ -135,9 +135,11 @@ def _tune_search(options: argparse.Namespace) -> int:
     from raydistill.index.exchange.terms import term_names
     from raydistill.index.search import open_searcher
     from raydistill.progress import output_console
+    from raydistill.storage.local import output_folder
     from raydistill.tuning.search_engine import chosen, console_table, results_json, results_page, tune_search
 
     config = build_section(TuneSearchConfig, {}, options.overrides, "tune-search")
+    folder = output_folder(options.to, "--to") if options.to else None
     version = _version(options)
     if options.queries:
         names = None if options.terms is None else term_names(_terms(options), version.vocabulary_size)
@@ -149,9 +151,7 @@ def _tune_search(options: argparse.Namespace) -> int:
     console = output_console()
     console.print(console_table(measured, config))
     pick = chosen(measured, config.recall)
-    if options.to:
-        folder = Path(options.to).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder is not None:
         (folder / "search-tuning.json").write_bytes(results_json(measured, config))
         (folder / "search-tuning.html").write_bytes(results_page(measured, config, f"Search of {version.name}"))
     if pick is None:

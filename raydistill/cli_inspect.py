@@ -52,18 +52,19 @@ def add_inspect_command(commands: Any) -> None:
 
 def _inspect(options: argparse.Namespace) -> int:
     from raydistill.errors import ConfigError
-    from raydistill.inspector import Inspector
+    from raydistill.inspector import Inspector, RunTurns
     from raydistill.progress import output_console
 
     for name, value in (("-k", options.k), ("--terms", options.terms)):
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
-    inspector = Inspector(load_config(options.config, options.overrides), _students(options.student))
-    console = output_console()
+    config, console = load_config(options.config, options.overrides), output_console()
     if options.listed:
-        for query_id in inspector.query_ids(options.listed):
-            console.print(query_id, soft_wrap=True, highlight=False, markup=False)
+        # An index is not needed for it.
+        for query in RunTurns(config).queries(options.listed):
+            console.print(query.query_id, soft_wrap=True, highlight=False, markup=False)
         return 0
+    inspector = Inspector(config, _students(options.student))
     found = inspector.turn(options.query, options.k) if options.query else inspector.typed(options.say, options.k)
     views = _chosen(found.views, options.only)
     if options.json:

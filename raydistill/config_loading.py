@@ -14,12 +14,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from raydistill.config import (
+    BiEncoderScorerConfig,
     CommandLineValue,
     ConversationSource,
+    CrossEncoderScorerConfig,
     DistillConfig,
     ExactEngine,
     LearnedDocumentsConfig,
     LexicalDocumentsConfig,
+    LlmScorerConfig,
     OpenAiTeacherConfig,
     PassageSource,
     RecordedTeacherConfig,
@@ -40,6 +43,9 @@ _MEMBERS: dict[str, type[BaseModel]] = {
     "lexical": LexicalDocumentsConfig,
     "splade": SpladeDocumentsConfig,
     "learned": LearnedDocumentsConfig,
+    "cross-encoder": CrossEncoderScorerConfig,
+    "bi-encoder": BiEncoderScorerConfig,
+    "llm": LlmScorerConfig,
     "exact": ExactEngine,
     "seismic": SeismicEngine,
     "conversation source": ConversationSource,
@@ -69,7 +75,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DistillConfi
 def read_tree(path: Path) -> dict[str, Any]:
     """Return the mapping that a YAML file holds. Raises ConfigError when there is none."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # The loader is PyYAML's safe one, which takes the last of two equal keys without a word.
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except FileNotFoundError:
         raise ConfigError(f"there is no configuration file {path}") from None
     except OSError as error:
@@ -85,7 +92,7 @@ def build_config(
     tree: Mapping[str, Any], overrides: Sequence[str] = (), folder: Path | None = None, place: str = "the configuration"
 ) -> DistillConfig:
     """Validate a tree of plain values with overrides applied; see `load_config`."""
-    merged = json.loads(json.dumps(tree, default=str))
+    merged = plain_tree(tree)
     for override in overrides:
         apply_override(merged, override)
     variables = merged.pop("vars", None) or {}
@@ -95,12 +102,23 @@ def build_config(
     if empty:
         raise ConfigError(f"{place}: vars.{empty[0]} has no value; give it one")
     defined = tree.get("vars") or {}
-    unused = sorted(set(variables) - set(defined) - set(_VARIABLE.findall(json.dumps(merged))))
+    unused = sorted(set(variables) - set(defined) - set(_VARIABLE.findall(json.dumps([merged, variables]))))
     if unused:
         close = difflib.get_close_matches(unused[0], defined, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "leave it out"
         raise ConfigError(f"{place}: nothing uses vars.{unused[0]}, so it would change nothing; {hint}")
-    return validated(DistillConfig, _substitute(merged, variables, place), folder, place)
+    return validated(DistillConfig, _substitute(merged, _resolved(variables, place), place), folder, place)
+
+
+def plain_tree(node: Any) -> Any:
+    """Return a copy of a tree as JSON could hold it; strings of the command line stay what they are."""
+    if isinstance(node, Mapping):
+        return {
+            key if isinstance(key, str) else json.dumps(key, default=str): plain_tree(value) for key, value in node.items()
+        }
+    if isinstance(node, (list, tuple)):
+        return [plain_tree(value) for value in node]
+    return node if node is None or isinstance(node, (bool, int, float, str)) else str(node)
 
 
 def validated(kind: type[M], tree: Any, folder: Path | None, place: str) -> M:
@@ -122,7 +140,7 @@ def build_section(
     Relative locations of the tree start at `folder` (None: the current directory), those of overrides at the current
     directory. Raises ConfigError, beginning with `place`.
     """
-    merged = json.loads(json.dumps(tree, default=str))
+    merged = plain_tree(tree)
     for override in overrides:
         apply_override(merged, override)
     return validated(kind, merged, folder or Path.cwd(), place)
@@ -191,6 +209,35 @@ def _from_command_line(value: Any) -> Any:
     return value
 
 
+def _resolved(variables: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return the variables with those that they use themselves put in. Raises ConfigError when they go round in a circle."""
+    found = dict(variables)
+    for _ in found:
+        if not any(isinstance(value, str) and _VARIABLE.search(value) for value in found.values()):
+            return found
+        found = {name: _substitute(value, found, f"{place}: vars.{name}") for name, value in found.items()}
+    circular = [name for name, value in found.items() if isinstance(value, str) and _VARIABLE.search(value)]
+    if circular:
+        raise ConfigError(
+            f"{place}: vars.{circular[0]} is {variables[circular[0]]!r}, which leads back to itself; break the circle"
+        )
+    return found
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses a mapping with two equal keys."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if key_node.tag != "tag:yaml.org,2002:merge" and isinstance(key, str) and seen.setdefault(key, line) != line:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key} stands there twice, in lines {seen[key]} and {line}; keep one", key_node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def _substitute(node: Any, variables: Mapping[str, Any], place: str) -> Any:
     if isinstance(node, dict):
         return {key: _substitute(value, variables, place) for key, value in node.items()}
@@ -221,7 +268,7 @@ def _causes(error: ValidationError) -> list[Any]:
 
 def _sentence(problem: Any, root: type[BaseModel]) -> str:
     place = problem["loc"]
-    parts = [part for part in place if part not in _MEMBERS]
+    parts, _ = _walk(place, root)
     field, kind, context = ".".join(str(part) for part in parts), problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
         siblings = _field_names(place[:-1], root)
@@ -235,7 +282,8 @@ def _sentence(problem: Any, root: type[BaseModel]) -> str:
         name = context["discriminator"].strip(chr(39))
         return f"{field}.{name}: this field is required; add {name}: {' or '.join(_tags(place, root))}"
     if kind in ("tuple_type", "list_type"):
-        return f"{field}: must be a list, such as [{problem['input']}]"
+        shown = "it has no value" if problem["input"] is None else f"such as [{problem['input']}]"
+        return f"{field}: must be a list, {shown}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         names = _field_names(place, root)
         return f"{field}: must be a section with fields ({', '.join(names)}); the value is {problem['input']!r}"
@@ -267,14 +315,23 @@ def _tags(path: Sequence[Any], root: type[BaseModel]) -> list[str]:
 
 
 def _sections(path: Sequence[Any], root: type[BaseModel]) -> list[type[BaseModel]]:
+    return _walk(path, root)[1]
+
+
+def _walk(path: Sequence[Any], root: type[BaseModel]) -> tuple[list[Any], list[type[BaseModel]]]:
+    """Return a path as the user wrote it, without the members of unions that pydantic tried, and the sections there."""
     models: list[type[BaseModel]] = [root]
+    written: list[Any] = []
     for part in path:
-        if part in _MEMBERS:
+        # A member may be called as one of its fields is: an llm scorer has a field llm.
+        if part in _MEMBERS and _MEMBERS[part] in models and len(models) > 1:
             models = [_MEMBERS[part]]
-        elif not isinstance(part, int):
+            continue
+        written.append(part)
+        if not isinstance(part, int):
             fields = [model.model_fields[part] for model in models if part in model.model_fields]
             models = [inner for field in fields for inner in _models_in(field.annotation)]
-    return models
+    return written, models
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -118,10 +118,6 @@ class Inspector:
         opened = open_students(sources, index.vocabulary_size, config.student.trust_remote_code)
         self._glass = Glass(opened, self._turns.encoder(index), self._turns.counter())
 
-    def query_ids(self, name: str) -> list[str]:
-        """Return the ids of a set's turns, train, test or validation."""
-        return [query.query_id for query in self._turns.queries(name)]
-
     def turn(self, query_id: str, k: int, depth: int = 100) -> Inspection:
         """Look at a turn of the run. Raises DataError for an unknown id."""
         return self._glass.look(self._turns.find(query_id), self._source, k, depth)

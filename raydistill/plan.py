@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from raydistill.config import DistillConfig, LearnedDocumentsConfig, WorkerConfig
+from raydistill.config import DistillConfig, LearnedDocumentsConfig, RecordedTeacherConfig, WorkerConfig
 from raydistill.conversations.prepared import corpus_files
 from raydistill.conversations.records import ConversationalQuery, ConversationSet
 from raydistill.pipeline import Chain
@@ -83,7 +83,14 @@ def _teacher_row(chain: Chain, number: int) -> tuple[str, ...]:
     if teacher.engine == "vllm":
         workers = (*workers[:2], str(teacher.tensor_parallel_size))
     only = "" if len(covered) > 1 else f" of {covered[0]}"
-    return (f"teach {teacher.name}", state, *workers, f"{turns} turns{only}, {teacher.engine}")
+    shown = f"{turns} turns{only}"
+    if isinstance(teacher, RecordedTeacherConfig):
+        known = [chain.inputs.recorded[name][teacher.name] for name in covered]
+        written = sum(len(each.raw) + len(each.held) for each in known)
+        shown = shown if written == turns else f"{written} of {turns} turns{only}"
+    elif teacher.spend is not None:
+        shown += ", those of train within its budget"
+    return (f"teach {teacher.name}", state, *workers, f"{shown}, {teacher.engine}")
 
 
 def _pool(config: DistillConfig, stage: str) -> WorkerConfig:

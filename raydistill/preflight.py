@@ -23,6 +23,7 @@ from raydistill.encoders.documents import check_positions, check_vocabulary, loa
 from raydistill.encoders.student_source import student_identity
 from raydistill.errors import ConfigError, RaydistillError
 from raydistill.inputs import RunInputs
+from raydistill.model_source import model_config
 from raydistill.storage.artifacts import Artifact
 from raydistill.storage.files import input_files
 from raydistill.storage.probe import check_root
@@ -74,21 +75,25 @@ def check_scoring_endpoints(config: DistillConfig) -> None:
 
 
 def check_endpoints(config: DistillConfig, planned: Callable[[], Mapping[str, Mapping[str, Artifact]]]) -> None:
-    """Raise ConfigError when the endpoint of a teacher that has something left to write cannot be used.
+    """Raise ConfigError when the endpoint or the model of a teacher that has something left to write cannot be used.
 
     Args:
         planned: gives the artifacts of all rewrites, computed or not: set name -> teacher -> artifact.
     """
-    remote = [teacher for teacher in config.teachers if isinstance(teacher, OpenAiTeacherConfig)]
-    if not remote:
+    asked = [teacher for teacher in config.teachers if not isinstance(teacher, RecordedTeacherConfig)]
+    if not asked:
         return
-    # Imported here: they need an HTTP client.
+    # Imported here: it needs an HTTP client.
     from raydistill.teachers.engines import check_teacher
 
     sets = planned().values()
-    for teacher in remote:
-        if any(artifacts[teacher.name].find_manifest() is None for artifacts in sets):
+    for teacher in asked:
+        if all(artifacts[teacher.name].find_manifest() is not None for artifacts in sets):
+            continue
+        if isinstance(teacher, OpenAiTeacherConfig):
             check_teacher(teacher)
+        else:
+            model_config(teacher.model, teacher.revision, teacher.trust_remote_code, f"teachers.{teacher.name}.model")
 
 
 def _check_target(config: DistillConfig, vocabulary_size: int) -> None:

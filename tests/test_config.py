@@ -155,6 +155,26 @@ def test_a_dumped_configuration_loads_as_an_equal_one(config_file: Path, tmp_pat
         ("train.head_learning_rate=0.1", "the head mlm has no parameters of its own"),
         ("train.dropout=1.0", "train.dropout: Input should be less than 1"),
         ("train.max_failures=-2", "train.max_failures: Input should be greater than or equal to -1"),
+        ("evaluate.measures=[R@0]", "'R@0' has the cutoff 0; a cutoff is a whole number of passages, at least 1"),
+        ("evaluate.measures=[R]", "'R' cannot be computed here (invalid param cutoff"),
+        ("evaluate.measures=[alpha_nDCG@10]", "cannot be computed here (Unsupported measures {alpha_nDCG@10}"),
+        ("train.validation.measure=P@1.5", "'P@1.5' has the cutoff 1.5"),
+        ("evaluate.seed=-1", "evaluate.seed: Input should be greater than or equal to 0"),
+        ("root=s3:/bucket/runs", "'s3:/bucket/runs' has one slash where a URI has two; write s3://bucket/runs"),
+        ("student.text.max_tokens=2", "student.text.max_tokens: Input should be greater than or equal to 8"),
+        ("data.validation=0.15", "data.validation: must be a section with fields (fold, share); the value is 0.15"),
+        ("data.validation={shares: 0.15}", "data.validation.shares: there is no such field; did you mean 'share'?"),
+        ("data.train=null", "data.train: must be a list, it has no value"),
+        ("scorers=[{name: a}]", "scorers.0.kind: this field is required; add kind: cross-encoder or bi-encoder or llm"),
+        (
+            "scorers=[{name: j, kind: cross-encoder, encoder: {modl: x}}]",
+            "scorers.0.encoder.modl: there is no such field; did you mean 'model'?",
+        ),
+        (
+            "scorers=[{name: j, kind: llm, llm: {engine: vllm, model: m, workrs: 2}}]",
+            "scorers.0.llm.workrs: there is no such field; did you mean 'workers'?",
+        ),
+        ("vars.data=${data}/x", "vars.data is '${data}/x', which leads back to itself"),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_field_and_fix(config_file: Path, override: str, sentence: str) -> None:
@@ -185,6 +205,57 @@ def test_rewrites_that_a_student_encodes_are_learned_from(config_file: Path, ove
 def test_a_rewrite_weighs_the_same_whoever_encoded_it(config_file: Path) -> None:
     train = load_config(config_file, [*ENCODED_TWICE, "train.teacher_weights={human: 2}"]).train
     assert train.weights_of(["human", "llm", "human@student", "llm@student"]) == (2, 1, 2, 1)
+
+
+JUDGE = "scorers=[{name: judge, kind: cross-encoder, query: human, depth: 50, encoder: {model: org/reader}}]"
+APART = [JUDGE, "train.teacher_weights={judge: 0}", "train.objective=kld + 0.2*kld(teacher=judge)"]
+
+
+def test_what_a_scorer_is_to_teach_alone_is_drawn_from_what_it_reads(config_file: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"of the 17 passages that train\.sampling draws it has read about 1\.7, so most turns"
+    ):
+        load_config(config_file, APART)
+    for enough in ("train.sampling.policy=window(first=1, last=50)", "train.sampling.top=8", "scorers.judge.depth=500"):
+        assert load_config(config_file, [*APART, enough]).scorers[0].name == "judge"
+    # A scorer that no term names may have read little.
+    assert load_config(config_file, APART[:2]).scorers[0].depth == 50
+
+
+def test_draws_by_importance_need_a_term_that_corrects_for_them(config_file: Path) -> None:
+    drawn = ["train.sampling.policy=importance", "train.objective=ranknet + margin_mse"]
+    with pytest.raises(
+        ConfigError, match=r"ranknet.* would train on a biased sample; add one of them, or take another policy"
+    ):
+        load_config(config_file, drawn)
+    assert load_config(config_file, [*drawn, "train.objective=ranknet + kld"]).train.sampling.passages == 17
+
+
+def test_an_order_among_what_is_no_gold_needs_two_beside_the_gold(config_file: Path) -> None:
+    few = ["train.sampling={passages: 2, policy: uniform}", "train.objective=partial_ranking + infonce"]
+    with pytest.raises(ConfigError, match=r"partial_ranking.* raise sampling\.passages to 3 or more"):
+        load_config(config_file, few)
+
+
+def test_variables_may_use_variables(config_file: Path) -> None:
+    config = load_config(config_file, ["vars.base=s3://b/set", "vars.data=${base}/raw"])
+    assert config.data.corpus == ("s3://b/set/raw/corpus.jsonl",)
+
+
+def test_a_section_that_stands_there_twice_is_named_with_its_lines(config_file: Path) -> None:
+    config_file.write_text(config_file.read_text() + "rounds: 2\ntrain: {epochs: 3}\nray: {}\ntrain: {seed: 5}\n")
+    lines = config_file.read_text().splitlines()
+    first, second = (number for number, line in enumerate(lines, 1) if line.startswith("train:"))
+    with pytest.raises(ConfigError, match=f"train stands there twice, in lines {first} and {second}; keep one"):
+        load_config(config_file)
+
+
+def test_a_model_that_lies_where_its_relative_path_says_is_that_folder(config_file: Path, tmp_path: Path) -> None:
+    assert load_config(config_file).student.model == "org/encoder"
+    (tmp_path / "org" / "encoder").mkdir(parents=True)
+    assert load_config(config_file).student.model == "org/encoder"
+    (tmp_path / "org" / "encoder" / "config.json").write_text("{}")
+    assert load_config(config_file).student.model == str(tmp_path / "org" / "encoder")
 
 
 def test_a_bad_item_does_not_make_its_list_short(config_file: Path) -> None:

@@ -14,6 +14,9 @@ from raydistill.config.student import StudentConfig
 from raydistill.config.teachers import TeacherConfig
 from raydistill.config.train import TrainConfig, ValidationConfig
 
+_FEWEST_READ = 3.0
+"""Passages of a turn that a scorer of its own must have read on average: two can be compared, and many turns have fewer."""
+
 
 class RayConfig(Section):
     """The Ray cluster the job uses."""
@@ -164,6 +167,7 @@ class DistillConfig(Section):
 
     def _check_scored(self, sampling: SamplingConfig) -> None:
         """Raise ValueError where the passages that every heard scorer has read are too few to draw from."""
+        self._check_named_scorers(sampling)
         weights = self.train.teacher_weights or {}
         heard = [scorer for scorer in self.scorers if weights.get(scorer.name, 1.0)]
         if not heard:
@@ -177,6 +181,20 @@ class DistillConfig(Section):
                 "not scored, so raise the scorer's depth, draw less, or leave it out of the combination "
                 f"(train.teacher_weights: {{{least.name}: 0}})"
             )
+
+    def _check_named_scorers(self, sampling: SamplingConfig) -> None:
+        """Raise ValueError where what is drawn is seldom what a scorer that a term names has read."""
+        for scorer in self.scorers:
+            if scorer.name not in self.train.objective.teacher_names:
+                continue
+            read = sampling.drawn_within(scorer.depth, max(self.score.top_k, scorer.depth))
+            if read < _FEWEST_READ:
+                raise ValueError(
+                    f"train.objective names {scorer.name}, which reads the {scorer.depth} best candidates of a turn, and of "
+                    f"the {sampling.passages} passages that train.sampling draws it has read about {read:.1f}, so most "
+                    f"turns would teach nothing of it; draw from what it reads, such as policy: "
+                    f"'window(first={sampling.top + 1}, last={scorer.depth})', or raise scorers.{scorer.name}.depth"
+                )
 
     @model_validator(mode="after")
     def _top_terms_leave_something_to_penalise(self) -> DistillConfig:

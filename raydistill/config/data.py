@@ -136,7 +136,7 @@ class PassageSource(Section):
     """Passages that become topics, the same ones for the same corpus and seed."""
     topics: PositiveInt = 2
     """Passages that one conversation visits, one after the other."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
 
 class ValidationShare(Section):
@@ -165,8 +165,11 @@ def _training_kind(value: Any) -> str:
 
 
 def _validation_kind(value: Any) -> str:
-    share = "share" in value if isinstance(value, dict) else isinstance(value, ValidationShare)
-    return "validation share" if share else "conversation source"
+    if isinstance(value, dict):
+        own = "share" not in value and bool(set(value) & set(ConversationSource.model_fields))
+    else:
+        own = isinstance(value, ConversationSource)
+    return "conversation source" if own else "validation share"
 
 
 def _as_list(value: Any) -> Any:
@@ -261,8 +264,8 @@ class DataConfig(CorpusConfig):
 class TextConfig(Section):
     """How a conversation becomes the student's text: newest first, budgets in words."""
 
-    max_tokens: PositiveInt = 256
-    """Tokens after which the text is cut; the oldest turns go first."""
+    max_tokens: Annotated[int, Field(ge=8)] = 256
+    """Tokens after which the text is cut, special tokens included; the oldest turns go first."""
     utterance_words: PositiveInt = 64
     """Words kept of each user utterance in the history (the last question is never cut by this)."""
     answer_words: NonNegativeInt = 100

@@ -125,7 +125,7 @@ class DocumentTrainingConfig(Section):
     zero_stage: Operational[Literal[0, 1, 2, 3]] = 1
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Dropout of the encoder while training; None keeps the model's own."""
-    seed: int = 42
+    seed: NonNegativeInt = 42
     checkpoint_steps: Operational[PositiveInt] = 200
     log_steps: Operational[PositiveInt] = 10
     max_failures: Operational[Annotated[int, Field(ge=-1)]] = 3

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from raydistill.config.engines import ExactEngine, SearchEngine
-from raydistill.config.fields import Added, Operational, PoolConfig, Section
+from raydistill.config.fields import Added, NonNegativeInt, Operational, PoolConfig, Section
+from raydistill.config.measures import cutoff_of, measure_name
 from raydistill.config.rerank import RerankConfig
 
 
@@ -13,14 +14,14 @@ class EvaluateConfig(Section):
     """What is measured on the test conversations."""
 
     measures: tuple[str, ...] = Field(default=("nDCG@3", "nDCG@10", "R@10", "R@100", "RR"), min_length=1)
-    """ir_measures names."""
+    """ir_measures names, of measures that can be computed in this environment."""
     depth: PositiveInt = 100
     """Passages retrieved a query."""
     engine: Added[SearchEngine] = ExactEngine()
     """What searches: {kind: exact}, or {kind: seismic, query_cut: 10, …}, whose settings `raydistill tune-search` finds."""
     bootstrap_samples: PositiveInt = 1000
     """Resamples of the confidence intervals."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     queries_per_part: Operational[PositiveInt] = 256
     workers: PoolConfig = PoolConfig()
     rerank: Added[RerankConfig | None] = None
@@ -29,21 +30,12 @@ class EvaluateConfig(Section):
     @field_validator("measures")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        import ir_measures
-
-        for name in names:
-            try:
-                ir_measures.parse_measure(name)
-            except (ValueError, NameError, SyntaxError) as error:
-                raise ValueError(f"{name!r} is no ir_measures name ({error}); nDCG@10, R@100 and RR are examples") from None
-        return names
+        return tuple(map(measure_name, names))
 
     @model_validator(mode="after")
     def _deep_enough(self) -> EvaluateConfig:
-        import ir_measures
-
         for name in self.measures:
-            cutoff = ir_measures.parse_measure(name).params.get("cutoff")
+            cutoff = cutoff_of(name)
             if cutoff is not None and cutoff > self.depth:
                 raise ValueError(
                     f"measures has {name}, but only depth ({self.depth}) passages are retrieved; raise evaluate.depth"

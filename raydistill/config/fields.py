@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -38,6 +39,8 @@ def _absolute_location(value: Any, info: ValidationInfo) -> Any:
     """Make a relative path absolute: Ray workers run elsewhere and could not resolve it."""
     if not isinstance(value, str) or "://" in value or value.startswith(("/", "package:")):
         return value
+    if scheme := re.match(r"(s3|file):/", value):
+        raise ValueError(f"{value!r} has one slash where a URI has two; write {scheme[1]}://{value[scheme.end() :]}")
     if value.startswith("~"):
         try:
             return str(Path(value).expanduser())
@@ -50,8 +53,16 @@ def _absolute_location(value: Any, info: ValidationInfo) -> Any:
 
 
 def _absolute_model(value: Any, info: ValidationInfo) -> Any:
-    """Make a model folder given as ./folder or ../folder absolute; anything else may be a hub id and stays."""
-    return _absolute_location(value, info) if isinstance(value, str) and value.startswith((".", "~")) else value
+    """Make a model folder given as a relative path absolute: ./folder, ../folder, and a name under which a model lies there.
+    Anything else may be a hub id and stays."""
+    if not isinstance(value, str) or value.startswith(("/", "package:")):
+        return value
+    if value.startswith((".", "~")):
+        return _absolute_location(value, info)
+    folder = (info.context or {}).get("folder") if not isinstance(value, CommandLineValue) else Path.cwd()
+    if folder is not None and (Path(folder) / value / "config.json").is_file():
+        return str((Path(folder) / value).resolve())
+    return value
 
 
 # Where something lies is no part of a fingerprint; the stages put the content's own hash in its place.

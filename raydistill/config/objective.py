@@ -218,6 +218,10 @@ class PartialRanking(ScoreTerm):
         if self.form != "hinge" and self.margin != 1.0:
             raise ValueError(f"{self.NAME}.margin has no part in form={self.form}; leave it out, or take form=hinge")
 
+    @property
+    def fewest_passages(self) -> int:
+        return 3  # one of them may be gold, which has no part
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankNet(ScoreTerm):

@@ -113,6 +113,10 @@ class PenaltySum:
         return next((penalty for _, penalty in self.terms if isinstance(penalty, GuardPenalty)), None)
 
 
+TOLERANCE = 0.05
+"""By what share of its bound a target may be exceeded and still counts as held."""
+
+
 @dataclass(frozen=True)
 class SparsityTarget:
     """An upper bound that training reaches by itself, `flops<=1.8` or `l0<=25` as text.
@@ -129,6 +133,11 @@ class SparsityTarget:
             raise ValueError(f"the target {self} must be a finite number > 0")
         if self.measure == "l0" and self.bound < 1:
             raise ValueError(f"the target {self} leaves queries without a term; the bound must be at least 1")
+
+    def excess(self, cost: float) -> float:
+        """Return by what share a mean cost is over the bound; 0 while it is within the 5 % that control leaves."""
+        over = cost / self.bound - 1.0
+        return over if over > TOLERANCE else 0.0
 
     def __str__(self) -> str:
         return f"{self.measure}<={number(self.bound)}"

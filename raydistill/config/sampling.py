@@ -119,6 +119,25 @@ class SamplingConfig(Section):
     """mixed: queries in random order. depth: a batch holds queries of neighbouring turn depth, hence of like length, so
     that little is padded. source: a batch holds queries of one source of conversations."""
 
+    def drawn_within(self, depth: int, candidates: int) -> float:
+        """Return how many of a query's drawn passages are, on average, among its `depth` best ones, gold included.
+
+        Args:
+            depth: ranks counted from 1. candidates: of the query, at least `depth`.
+        """
+        gold = float(self.gold != "none")
+        places = self.passages - self.top - gold
+        first, last = self.top + 1, candidates
+        if isinstance(self.policy, Window):
+            first, last = max(first, self.policy.first), min(last, self.policy.last)
+        elif isinstance(self.policy, Top):
+            last = min(last, int(first + places - 1))
+        elif isinstance(self.policy, Importance):
+            return float(min(self.passages, depth))  # most of its mass is where the best are
+        pool, within = last - first + 1, min(last, depth) - first + 1
+        share = max(within, 0) / pool if pool > 0 else 0.0
+        return min(self.top, depth) + gold + min(places, max(pool, 0)) * share
+
     @model_validator(mode="after")
     def _consistent(self) -> SamplingConfig:
         if self.top >= self.passages:

@@ -37,7 +37,7 @@ class SynthesisConfig(Section):
     """A turn is kept if the run's index finds its passage among so many for the self-contained question; 0: all are kept."""
     min_words: PositiveInt = 20
     """Shorter passages are not written about."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     conversations_per_task: Operational[PositiveInt] = 32
     """Conversations that a worker writes side by side and stores as one part."""
     ray: Operational[RayConfig] = RayConfig()

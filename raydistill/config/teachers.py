@@ -169,6 +169,15 @@ class TransformersTeacherConfig(_GeneratingTeacher):
     """Upper bound on padded prompt tokens in a batch."""
     trust_remote_code: bool = False
 
+    @model_validator(mode="after")
+    def _beams_or_samples(self) -> TransformersTeacherConfig:
+        if self.num_beams > 1 and self.temperature > 0:
+            raise ValueError(
+                f"num_beams is {self.num_beams} and temperature {self.temperature:g}, and an answer is either searched for "
+                "or drawn; set one of them back (num_beams: 1, or temperature: 0)"
+            )
+        return self
+
 
 class OpenAiTeacherConfig(_GeneratingTeacher):
     """A language model behind an endpoint that speaks the OpenAI protocol: a hosted one, or a server of one's own."""

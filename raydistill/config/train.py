@@ -8,26 +8,26 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from raydistill.config.fields import Added, Fraction, Name, NonNegativeFloat, Operational, Section, WorkerConfig
-from raydistill.config.objective import Objective
+from raydistill.config.fields import (
+    Added,
+    Fraction,
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Operational,
+    Section,
+    WorkerConfig,
+)
+from raydistill.config.measures import cutoff_of, measure_name
+from raydistill.config.objective import Kld, ListwiseCe, Objective
 from raydistill.config.regularisation import RegularisationConfig
-from raydistill.config.sampling import SamplingConfig
+from raydistill.config.sampling import Importance, SamplingConfig
 from raydistill.config.teachers import who_rewrote
 
 Schedule = Literal["linear", "cosine", "constant"]
 Combination = Literal["mean", "max", "min", "zscore_mean", "minmax_mean", "rank_fusion", "agreement", "feedback"]
 WEIGHTED_COMBINATIONS: tuple[Combination, ...] = ("mean", "zscore_mean", "minmax_mean", "rank_fusion", "agreement")
 """Those in which a teacher can weigh more than another."""
-
-
-def _known(name: str) -> str:
-    import ir_measures
-
-    try:
-        ir_measures.parse_measure(name)
-    except (ValueError, NameError, SyntaxError) as error:
-        raise ValueError(f"{name!r} is no ir_measures name ({error}); nDCG@10, R@100 and RR are examples") from None
-    return name
 
 
 class ValidationConfig(Section):
@@ -42,26 +42,26 @@ class ValidationConfig(Section):
     depth: PositiveInt = 100
     """Passages retrieved a query."""
     keep: Literal["best", "last"] = "best"
-    """Which parameters become the student."""
+    """Which parameters become the student. With a sparsity target the best are looked for among the steps that hold it
+    (within 5 %); where none does, the one that comes nearest is kept, and that is said."""
     patience: PositiveInt | None = None
-    """Validations in a row without a new best after which training stops; None trains to the end."""
+    """Validations in a row without a new best after which training stops, counted from where the sparsity target is held;
+    None trains to the end."""
 
     @field_validator("measure")
     @classmethod
     def _known_measure(cls, name: str) -> str:
-        return _known(name)
+        return measure_name(name)
 
     @field_validator("measures")
     @classmethod
     def _known_measures(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(_known, names))
+        return tuple(map(measure_name, names))
 
     @model_validator(mode="after")
     def _deep_enough(self) -> ValidationConfig:
-        import ir_measures
-
         for name in (self.measure, *self.measures):
-            cutoff = ir_measures.parse_measure(name).params.get("cutoff")
+            cutoff = cutoff_of(name)
             if cutoff is not None and cutoff > self.depth:
                 raise ValueError(f"{name} asks for more than depth ({self.depth}) passages; raise validation.depth")
         return self
@@ -121,7 +121,7 @@ class TrainConfig(Section):
     nobody to share with."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Dropout of the encoder while training; None keeps the model's own."""
-    seed: int = 42
+    seed: NonNegativeInt = 42
     sampling: SamplingConfig = SamplingConfig()
     objective: Objective = Objective.parse("kld")
     """What the student is trained to do: a weighted sum of terms, such as `0.9*kld(tau=1) + 0.1*infonce(tau=4)`."""
@@ -194,6 +194,12 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _objective_can_learn(self) -> TrainConfig:
         self.objective.check_batch(self.sampling.passages, self.global_batch)
+        terms = [term for _, term in self.objective.terms]
+        if isinstance(self.sampling.policy, Importance) and not any(isinstance(term, Kld | ListwiseCe) for term in terms):
+            raise ValueError(
+                f"sampling.policy is {self.sampling.policy}, and what corrects for its draws is read by kld and listwise_ce "
+                f"only, so {self.objective} would train on a biased sample; add one of them, or take another policy"
+            )
         return self
 
     @model_validator(mode="after")

@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, InstanceOf, PlainSerializer, PositiveInt, field_validator, model_validator
 
 from raydistill.config.expressions import Value, number, parse_value
-from raydistill.config.fields import Location, Name, Operational, Section
+from raydistill.config.fields import Location, Name, NonNegativeInt, Operational, Section
 
 LABEL = "label"
 """The key of a point that names it and changes nothing."""
@@ -121,7 +121,7 @@ class TuneConfig(Section):
     """section.field -> values that are combined with those of all other fields."""
     samples: PositiveInt | None = None
     """Combinations of `space` that are drawn, without repetition; None tries them all."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of the draws; trial n of a seed is always the same, so more samples keep the finished ones."""
     measured_on: Literal["validation", "test"] = "validation"
     """Which conversations trials are measured on. Choosing by test turns makes their numbers worthless as a test."""

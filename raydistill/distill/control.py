@@ -41,6 +41,9 @@ from typing import Any
 
 from raydistill.config import ControllerConfig
 
+CONTROL_VERSION = 2
+"""Counts what changes the students that trainings with a target give: part of their fingerprints."""
+
 _LOWEST = -math.log(300.0)
 _FEWEST_WARMUP_STEPS = 3
 _SMOOTHING_STEPS = (3.0, 200.0)
@@ -121,8 +124,9 @@ class Controller:
 
     @property
     def wants_suggestion(self) -> bool:
-        """Whether `suggest` still has an effect."""
-        return self.warming_up and self._given is None
+        """Whether `suggest` still has an effect: in the warm-up, and after it until as many batches as it has steps had an
+        opinion (a penalty that spares the first terms has no gradient for queries that are shorter)."""
+        return self._given is None and (self.warming_up or self._suggestions.count < self._warmup)
 
     @property
     def statistic(self) -> float:

@@ -341,7 +341,9 @@ class Trainer:
         findings = [found for part in gathered_on_first(mine, self._place) for found in part]
         values = from_first(validator.values(findings) if self._place.rank == 0 else {}, self._place)
         self._sparsity.validated(values["l0"], values["flops"])
-        is_best = self.progress.add(self.step, values[self._config.validation.measure])
+        target = self._config.regularisation.target
+        excess = 0.0 if target is None else target.excess(values[target.measure])
+        is_best = self.progress.add(self.step, values[self._config.validation.measure], excess)
         hooks.validated({"step": self.step, **values})
         if is_best and self._config.validation.keep == "best":
             hooks.best(self.step, self)

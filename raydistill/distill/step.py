@@ -121,7 +121,8 @@ def query_gradients(
 
     Returns:
         float32 [B, V]; loss (penalties included), each term of the objective by name and unweighted, teacher_entropy in
-        nats (at the temperature of the objective's first distribution), and what `Sparsity.penalty` says.
+        nats (of the objective's first distribution: its teacher, temperature and sampling weights), and what
+        `Sparsity.penalty` says.
     """
     leaf = queries.detach().requires_grad_(True)
     scores = StepScores(
@@ -146,9 +147,12 @@ def query_gradients(
         gradient = gradient + of_penalty
     values |= {name: float(value.detach()) for name, value in parts.items()}
     values["loss"] = float((loss + penalty).detach())
-    values["teacher_entropy"] = float(teacher_entropy(step.teacher, step.present, _temperature(objective)))
+    values["teacher_entropy"] = _entropy(scores, objective, teacher_names)
     return gradient, values
 
 
-def _temperature(objective: Objective) -> float:
-    return next((term.tau for _, term in objective.terms if isinstance(term, Kld | ListwiseCe)), 1.0)
+def _entropy(scores: StepScores, objective: Objective, teacher_names: Sequence[str]) -> float:
+    """Return the entropy of what the objective's first distribution follows: its teacher, or all of them together."""
+    first = next((term for _, term in objective.terms if isinstance(term, Kld | ListwiseCe)), Kld())
+    heard = scores if first.teacher is None else scores.of_teacher(first.teacher, teacher_names)
+    return float(teacher_entropy(heard.teacher, heard.present, first.tau, heard.log_weight))

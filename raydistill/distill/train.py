@@ -14,6 +14,7 @@ from typing import Any
 from raydistill.actor_pool import require_resources
 from raydistill.config import DistillConfig, StudentConfig, TrainConfig, ValidationConfig
 from raydistill.conversations.records import ConversationSet
+from raydistill.distill.control import CONTROL_VERSION
 from raydistill.distill.fitting import Training, Worker, fit
 from raydistill.distill.stream import CandidateStream
 from raydistill.distill.training_files import BestParameters, Record, Recorder, read_records
@@ -48,6 +49,8 @@ def student_artifact(
         inputs["validation"] = validation.fingerprint
     else:
         training = training.model_copy(update={"validation": ValidationConfig()})
+    if training.regularisation.target is not None:
+        inputs["control"] = str(CONTROL_VERSION)
     settings = {"student": config.student, "train": training}
     return Artifact(config.root, "student", config.run, fingerprint("student", FORMAT_VERSION, settings, inputs))
 
@@ -202,7 +205,20 @@ def _train_in(
         exported = Artifact.from_json(settings["student"])
         step = trainer.step if chosen is None else trainer.progress.best_step
         measured = next((each for each in validation_records(config, exported) if each["step"] == step), None)
+        _warn_of_excess(config.train, measured, worker)
         _export(config, model, tokenizer, exported, measured)
+
+
+def _warn_of_excess(train: TrainConfig, measured: Record | None, worker: Worker) -> None:
+    """Say on the driver that the student that is exported does not hold its target."""
+    target = train.regularisation.target
+    if target is None or measured is None or not target.excess(measured[target.measure]):
+        return
+    worker.warn(
+        f"the student of step {measured['step']:g} exceeds its target: {target.measure} is {measured[target.measure]:.4g} "
+        f"on the validation turns, and the target is {target}. Train for more steps (train.epochs), or validate more often "
+        "(train.validation.every_steps), by which the controller sees what unseen queries cost"
+    )
 
 
 def _recorder(

@@ -103,36 +103,48 @@ class Validator:
 class Progress:
     """The best validation so far; JSON-able, part of the checkpoint.
 
+    A student that holds the sparsity target is better than any that does not, or the best one would be of a step before the
+    target was reached; of those that do not, the one that comes nearest is the best.
+
     Attributes:
         best_step: optimizer step of the best validation; None before the first.
         best_value: its measure; higher is better. Of equal values the earlier step is the best.
         since_best: validations since then.
+        best_excess: by what share of its bound it exceeds the target; 0 where it holds it, or there is none.
     """
 
     best_step: int | None = None
     best_value: float = -np.inf
     since_best: int = 0
+    best_excess: float = 0.0
 
-    def add(self, step: int, value: float) -> bool:
+    def add(self, step: int, value: float, excess: float = 0.0) -> bool:
         """Take a validation and return whether it is the best so far."""
-        if self.best_step is None or value > self.best_value:
-            self.best_step, self.best_value, self.since_best = step, value, 0
+        if self.best_step is None or (-excess, value) > (-self.best_excess, self.best_value):
+            self.best_step, self.best_value, self.since_best, self.best_excess = step, value, 0, excess
             return True
         self.since_best += 1
         return False
 
     def is_over(self, patience: int | None) -> bool:
-        """Return whether `patience` validations in a row brought nothing better."""
-        return patience is not None and self.since_best >= patience
+        """Return whether `patience` validations in a row brought nothing better; never before the target is held."""
+        return patience is not None and self.since_best >= patience and self.best_excess == 0.0
 
     def state(self) -> dict[str, Any]:
         """Return the progress as JSON can hold it."""
         value = None if self.best_step is None else self.best_value
-        return {"best_step": self.best_step, "best_value": value, "since_best": self.since_best}
+        return {
+            "best_step": self.best_step,
+            "best_value": value,
+            "since_best": self.since_best,
+            "best_excess": self.best_excess,
+        }
 
     @staticmethod
     def of(state: dict[str, Any]) -> Progress:
         """Return the progress that `state` described."""
         if state["best_step"] is None:
             return Progress()
-        return Progress(int(state["best_step"]), float(state["best_value"]), int(state["since_best"]))
+        # Checkpoints from before targets counted have no excess.
+        excess = float(state.get("best_excess", 0.0))
+        return Progress(int(state["best_step"]), float(state["best_value"]), int(state["since_best"]), excess)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
@@ -67,7 +67,7 @@ def build_report(
         scoring: {"round": number, ...} and what a scorer did, see `scoring.stage.scoring_counts`; empty leaves it out.
         ablation: the content of `comparison_json` for the teachers of the test turns; None leaves it out.
     """
-    moment = (created or datetime.now(timezone.utc)).astimezone(timezone.utc).isoformat(sep=" ", timespec="minutes")
+    moment = (created or datetime.now(UTC)).astimezone(UTC).isoformat(sep=" ", timespec="minutes")
     body = "\n".join(
         block
         for block in (

@@ -50,6 +50,9 @@ def check_scorer(scorer: ScorerConfig) -> None:
     llm = scorer.llm
     try:
         tokenizer = ModelTokenizer(llm.model, llm.revision, llm.trust_remote_code)
+    except TeacherError as error:
+        raise ConfigError(f"{field}.llm.model: {error}") from error
+    try:
         written_answers(tokenizer, _wanted(scorer, prompt), given=scorer.options is not None)
     except TeacherError as error:
         advice = f"; give {field}.options two words that are" if scorer.method == "pointwise" else ""

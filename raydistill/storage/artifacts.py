@@ -16,7 +16,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata as packages
 from pathlib import Path
@@ -269,7 +269,7 @@ class ArtifactWriter:
             fingerprint=artifact.fingerprint,
             parts=chosen_parts(self._ledger.finished(), names, artifact.uri),
             metadata=dict(metadata),
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
             tool_versions=tool_versions(),
             operation_id=uuid.uuid4().hex,
         )

@@ -18,6 +18,7 @@ Interrupted anywhere, it can be run again.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,7 +54,7 @@ class Policy:
     grace_seconds: float
 
     def __post_init__(self) -> None:
-        if self.keep_versions < 1 or self.grace_seconds < 0:
+        if self.keep_versions < 1 or not 0 <= self.grace_seconds < math.inf:
             raise StorageError(
                 f"{self.keep_versions} versions and a grace period of {self.grace_seconds:g} s cannot be kept; keep at "
                 "least 1 version, for 0 hours or more"

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from raydistill.errors import StorageError
+from raydistill.errors import ConfigError, StorageError
 from raydistill.storage.hashing import content_size, sha256_hex
 from raydistill.storage.store import Leftover, ObjectInfo
 
@@ -38,6 +38,21 @@ def absolute_path(uri: str) -> Path:
             "use file:///absolute/path or s3://bucket/prefix"
         )
     return Path(os.path.normpath(path))
+
+
+def output_folder(given: str, option: str) -> Path:
+    """Return the folder of this machine that a command is to write to, made where it is missing.
+
+    Raises ConfigError naming the option when it cannot be made.
+    """
+    folder = Path(given).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{option} is {given!r}, and no folder can be made there ({error.strerror}); name another"
+        ) from None
+    return folder
 
 
 class LocalStore:

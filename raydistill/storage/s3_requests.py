@@ -123,7 +123,12 @@ def s3_client() -> Any:
                 retries={"total_max_attempts": 1, "mode": "standard"},
                 max_pool_connections=32,
             )
-            _clients[key] = boto3.session.Session().client("s3", config=config)
+            try:
+                _clients[key] = boto3.session.Session().client("s3", config=config)
+            except ValueError as error:  # what botocore says of a malformed endpoint
+                raise StorageError(
+                    f"no S3 client can be made ({error}); AWS_ENDPOINT_URL must be a URL, such as http://localhost:9000"
+                ) from error
         return _clients[key]
 
 

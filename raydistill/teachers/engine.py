@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Protocol
 
 from raydistill.errors import TeacherError
 
 
-class Failure(str, Enum):
+class Failure(StrEnum):
     """Why a prompt has no usable text. The value is what is stored."""
 
     EMPTY = "empty"

@@ -248,7 +248,7 @@ class _Batch:
         except aiohttp.ConnectionTimeoutError:
             limit = self._engine.patience.connect_timeout_s
             raise TransientError(Failure.TIMEOUT, f"no connection within {limit:g} s") from None
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise TransientError(Failure.TIMEOUT, f"no answer within {self._engine.patience.answer_timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             if answering:
@@ -305,7 +305,7 @@ def check_endpoint(base_url: str, model: str, api_key: str | None, field: str) -
 
     try:
         status, content = _run(ask())
-    except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+    except (TimeoutError, aiohttp.ClientError, OSError) as error:
         reason = f"no answer within {_CHECK_S:g} s" if isinstance(error, asyncio.TimeoutError) else _name(error)
         raise ConfigError(
             f"{field}.base_url: nobody answers at {url} ({reason}); start the server, or correct the address"

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from itertools import combinations
 
 from raydistill.config import SpendConfig
 from raydistill.conversations.records import ConversationalQuery
 
 
-class Decision(str, Enum):
+class Decision(StrEnum):
     """What becomes of a turn. The value is what is stored."""
 
     ASK = "ask"

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from raydistill.config import DistillConfig
 from raydistill.config.tuning import LABEL, Range, StudyConfig, TuneConfig
-from raydistill.config_loading import build_config, read_tree, set_field, validated
+from raydistill.config_loading import apply_override, build_config, plain_tree, read_tree, set_field, validated
 from raydistill.errors import ConfigError
 from raydistill.storage.artifacts import fingerprint
 
@@ -64,7 +63,8 @@ class Study:
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     """Read a study file and plan its trials.
 
-    Overrides `tune.field=value` change the study, all others the base. Raises ConfigError naming file, trial and field.
+    Overrides `tune.field=value` and `changes.section.field=value` change the study, all others the base, which trials change
+    in their turn. Raises ConfigError naming file, trial and field.
     """
     path = Path(path).expanduser().absolute()
     tree = read_tree(path)
@@ -72,27 +72,37 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         raise ConfigError(f"{path} is no study but a configuration of the chain; a study names it as its base")
     for_study = [override for override in overrides if override.startswith(_STUDY_FIELDS)]
     for override in for_study:
-        _override(tree, override)
+        if override.startswith("changes."):
+            # The fields of `changes` are dotted names themselves.
+            changed: dict[str, Any] = {}
+            apply_override(changed, f"value={override.partition('=')[2]}")
+            tree.setdefault("changes", {})[override.partition("=")[0].removeprefix("changes.")] = changed["value"]
+        else:
+            apply_override(tree, override)
     study = validated(StudyConfig, tree, path.parent, str(path))
     base = read_tree(Path(study.base))
     for field, value in study.changes.items():
-        set_field(base, field, value, f"{path}: changes")
+        _change(base, field, value, f"{path}: changes")
     rest = [override for override in overrides if override not in for_study]
     return plan_study(study.tune, base, rest, Path(study.base).parent, str(path))
 
 
 def plan_study(tune: TuneConfig, base: Mapping[str, Any], overrides: Sequence[str], folder: Path, place: str) -> Study:
     """Return the trials of a study over a base configuration given as a tree of plain values; see `load_study`."""
+    given = plain_tree(base)
+    for override in overrides:
+        apply_override(given, override)
+    whole = build_config(base, overrides, folder, place)
     planned: dict[str, Trial] = {}
     points = [_Point(BASE, {}), *_line_points(tune), *_space_points(tune)]
     for label, changes, line, label_there in points:
-        tree = json.loads(json.dumps(base, default=str))
+        tree = plain_tree(given)
         where = f"{place}: trial {label!r}"
         for field, value in changes.items():
             if field == "run" or field == "root":
                 raise ConfigError(f"{where} changes {field}, which every trial gets from the study; leave it out")
-            set_field(tree, field, value, where)
-        config = build_config(tree, overrides, folder, where)
+            _change(tree, field, value, where)
+        config = build_config(tree, (), folder, where)
         identity = fingerprint("trial", 1, config.model_copy(update={"run": BASE}), {})[:10]
         if identity not in planned:
             run = f"{tune.name}-{identity}"
@@ -113,7 +123,7 @@ def plan_study(tune: TuneConfig, base: Mapping[str, Any], overrides: Sequence[st
                 f"{place}: tune.measures has {unmeasured[0]}, and trial {trial.label!r} measures only "
                 f"{', '.join(trial.config.evaluate.measures)}; add it to evaluate.measures of the base, or take one of these"
             )
-    return Study(tune, build_config(base, overrides, folder, place), _told_apart(trials))
+    return Study(tune, whole, _told_apart(trials))
 
 
 def point_label(point: Mapping[str, Any]) -> str:
@@ -121,9 +131,15 @@ def point_label(point: Mapping[str, Any]) -> str:
     return str(point.get(LABEL, _label({field: value for field, value in point.items() if field != LABEL})))
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
-    dotted, _, text = override.partition("=")
-    set_field(tree, dotted, yaml.safe_load(text), f"override {override!r}")
+def _change(tree: dict[str, Any], field: str, value: Any, place: str) -> None:
+    """Set a field as a study names it. Raises ConfigError for a whole section, whose other fields would be lost."""
+    if isinstance(value, dict) and isinstance(tree.get(field), dict):
+        inner = next(iter(value), "FIELD")
+        raise ConfigError(
+            f"{place}: {field} is a whole section, and what it does not name would fall back to the defaults; name the "
+            f"fields, such as {field}.{inner}: {value.get(inner)!r}"
+        )
+    set_field(tree, field, value, place)
 
 
 class _Point(NamedTuple):

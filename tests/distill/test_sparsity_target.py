@@ -105,6 +105,14 @@ def test_a_student_that_begins_under_the_target_and_grows_is_held_at_it(start_bi
     assert held.train().l0() == pytest.approx(bound, rel=0.06)
 
 
+@pytest.mark.parametrize("start_bias", [-1.2, -0.6])
+@pytest.mark.parametrize("terms", [10, 19])
+def test_a_penalty_that_spares_the_first_terms_begins_where_it_first_acts(terms: int, start_bias: float) -> None:
+    student = Student({"target": "l0<=20", "terms": f"l0flops(terms={terms})"}, steps=170, start_bias=start_bias)
+    assert student.train().l0() == pytest.approx(20, rel=0.08)
+    assert Student({}, steps=170, start_bias=start_bias).train().l0() > 30
+
+
 @pytest.mark.parametrize("terms", ["none", "0.3*l1", "l0flops(terms=5) + 0.05*guard"])
 def test_flops_ends_at_the_target_whatever_penalty_is_driven(terms: str) -> None:
     student = Student({"target": "flops<=5", "terms": terms}, steps=250)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from raydistill.config import LoggersConfig, MlflowConfig, ValidationConfig
+from raydistill.config.regularisation import SparsityTarget
 from raydistill.config_loading import validated
 from raydistill.conversations.records import Conversation, ConversationSet, Turn
 from raydistill.distill.validation import Progress, Validator
@@ -69,6 +70,31 @@ def test_the_best_step_is_the_first_of_the_highest_and_patience_counts_from_it()
     assert again.add(50, 0.5)
     assert not again.is_over(2)
     assert Progress.of(Progress().state()) == Progress()
+
+
+def test_the_best_step_holds_the_target_and_patience_waits_until_one_does() -> None:
+    progress = Progress()
+    # (measure, by what share the target is exceeded): sparser at every validation, and worse.
+    found = [(0.50, 0.9), (0.45, 0.3), (0.44, 0.3), (0.40, 0.0), (0.42, 0.0), (0.60, 0.1), (0.41, 0.0)]
+    news = [progress.add(10 * number, value, excess) for number, (value, excess) in enumerate(found)]
+    assert news == [True, True, False, True, True, False, False]
+    assert (progress.best_step, progress.best_value, progress.best_excess) == (40, 0.42, 0.0)
+    assert progress.is_over(2)
+    assert Progress.of(progress.state()) == progress
+    never = Progress()
+    assert [never.add(step, 0.1, excess) for step, excess in ((1, 0.5), (2, 0.5), (3, 0.4), (4, 0.6))] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert not never.is_over(1)
+
+
+def test_a_target_is_held_within_its_tolerance() -> None:
+    target = SparsityTarget("flops", 4.0)
+    assert [target.excess(cost) for cost in (1.0, 4.0, 4.19)] == [0.0, 0.0, 0.0]
+    assert target.excess(5.0) == pytest.approx(0.25)
 
 
 def test_tensorboard_receives_every_number_of_a_record(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import Any
 
@@ -35,7 +35,7 @@ TRAINING = [
 ]
 VALIDATION = [{"step": step, "nDCG@10": step / 100, "R@100": step / 50, "l0": 40.0, "flops": 2.0} for step in (10, 20)]
 STAGES = [{"stage": "teach", "seconds": 2.0, "skipped": True}, {"stage": "train", "seconds": 4000.0, "skipped": False}]
-WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=timezone.utc)
+WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 
 
 class Elements(HTMLParser):

@@ -121,10 +121,40 @@ def test_validation_turns_must_exist_unless_trials_are_measured_on_test() -> Non
     assert plan({**lines, "measured_on": "test"}, base=without).trials[0].label == "base"
 
 
+def test_what_a_line_varies_stays_varied_under_an_override() -> None:
+    lines = {"weight": {"train.objective": ["0.5*kld + 0.5*infonce", "infonce"]}, "epochs": {"train.epochs": [1]}}
+    study = plan({"lines": lines}, ("train.objective=kld(tau=2)", "train.seed=5"))
+    assert [str(trial.config.train.objective) for trial in study.trials] == [
+        "kld(tau=2)",
+        "0.5*kld + 0.5*infonce",
+        "infonce",
+        "kld(tau=2)",
+    ]
+    assert {trial.config.train.seed for trial in study.trials} == {5}
+
+
+def test_a_relative_path_of_the_command_line_starts_there_in_every_trial(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = plan({"lines": {"epochs": {"train.epochs": [1]}}}, ("data.corpus=[mine.jsonl]",))
+    assert {trial.config.data.corpus for trial in study.trials} == {(str(tmp_path / "mine.jsonl"),)}
+
+
+def test_a_whole_section_is_no_change() -> None:
+    base = {**BASE, "train": {"epochs": 2, "seed": 7}}
+    with pytest.raises(ConfigError, match=r"train is a whole section.*such as train\.epochs: 3"):
+        plan({"lines": {"epochs": [{"train": {"epochs": 3}}]}}, base=base)
+
+
 def test_a_study_file_changes_its_base_and_overrides_change_both(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
     study = {"base": "base.yaml", "changes": {"train.epochs": 3}, "tune": {"name": "s", "space": {"train.seed": [1, 2]}}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    one_field = load_study(tmp_path / "study.yaml", ["changes.train.learning_rate=0.5", "changes.train.epochs=2"])
+    assert {(trial.config.train.epochs, trial.config.train.learning_rate) for trial in one_field.trials} == {(2, 0.5)}
+    with pytest.raises(ConfigError, match=r"override 'tune\.seed' must have the form"):
+        load_study(tmp_path / "study.yaml", ["tune.seed"])
     found = load_study(tmp_path / "study.yaml", ["train.global_batch=32", "tune.space={train.seed: [7]}"])
     assert [(trial.config.train.epochs, trial.config.train.global_batch) for trial in found.trials] == [(3, 32), (3, 32)]
     assert [trial.config.train.seed for trial in found.trials] == [42, 7]

@@ -64,14 +64,15 @@ def listwise_ce(scores: StepScores, term: ListwiseCe) -> Tensor:
     return batch_mean(-(teacher.mass * student.log_probability).sum(dim=1), scores.present.sum(dim=1) >= 2)
 
 
-def teacher_entropy(teacher: Tensor, present: Tensor, temperature: float = 1.0) -> Tensor:
+def teacher_entropy(teacher: Tensor, present: Tensor, temperature: float = 1.0, log_weight: Tensor | None = None) -> Tensor:
     """Return the entropy in nats of the teachers' distribution over the sample, mean over queries with two candidates.
 
     A measure of how much there is to learn: near 0 the teachers' list is one passage, near log K it says nothing.
 
     Args:
         teacher: float32 [B, K]. present: bool [B, K]. temperature: tau > 0.
+        log_weight: float32 [B, K]; logs of the inverse inclusion probabilities; None where all are drawn alike.
     """
-    distribution = _softmax(teacher, present, temperature, torch.zeros_like(teacher))
+    distribution = _softmax(teacher, present, temperature, torch.zeros_like(teacher) if log_weight is None else log_weight)
     entropy = -(distribution.mass * distribution.log_probability).sum(dim=1)
     return batch_mean(entropy, present.sum(dim=1) >= 2)
