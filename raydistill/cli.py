@@ -15,6 +15,7 @@ from raydistill.cli_change import add_change_commands
 from raydistill.cli_compare import add_compare_command
 from raydistill.cli_exchange import add_exchange_commands
 from raydistill.cli_inspect import add_inspect_command
+from raydistill.cli_student import add_student_command
 from raydistill.cli_synthesis import add_synthesize_command
 from raydistill.cli_teachers import add_teacher_commands
 from raydistill.cli_track import add_track_command
@@ -99,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     add_track_command(commands)
     add_inspect_command(commands)
     add_teacher_commands(commands)
+    add_student_command(commands)
     add_exchange_commands(commands)
     add_upkeep_commands(commands)
     return parser

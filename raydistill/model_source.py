@@ -8,9 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from raydistill.errors import ConfigError, first_line
+from raydistill.errors import ConfigError, StorageError, first_line
 
 _PACKAGE = "package:"
+STUDENTS = "/artifacts/student/"
+"""What the address of a finished student in a run root has in it."""
 _WHOLE = 256 << 20
 _BLOCK = 1 << 20
 _COUNT_FROM_PADDING = frozenset(
@@ -30,7 +32,8 @@ _COUNT_FROM_PADDING = frozenset(
 
 
 def resolve_model(source: str, field: str = "model") -> str:
-    """Return what transformers can load: the folder of `package:NAME/FOLDER`, and any other source as it is.
+    """Return what transformers can load: the folder of `package:NAME/FOLDER`, that of a finished student at its address
+    ROOT/artifacts/student/NAME-ID (fetched once a machine), and any other source as it is.
 
     Args:
         source: hub id, folder, or `package:NAME/FOLDER`.
@@ -40,9 +43,23 @@ def resolve_model(source: str, field: str = "model") -> str:
     """
     if source.startswith(_PACKAGE):
         return _package_folder(source, field)
+    if STUDENTS in source and not (Path(source) / "config.json").is_file():
+        return _student_folder(source, field)
     if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise ConfigError(f"{field}: the folder {source!r} does not exist here; it must be on every node, or give a hub id")
     return source
+
+
+def _student_folder(source: str, field: str) -> str:
+    # Imported here: it imports this module.
+    from raydistill.encoders.student_source import laid_out, student_artifact
+
+    try:
+        student = student_artifact(source)
+    except StorageError as error:
+        raise ConfigError(f"{field}: {error}") from error
+    assert student is not None
+    return str(laid_out(student))
 
 
 def _package_folder(source: str, field: str) -> str:

@@ -23,6 +23,7 @@ from raydistill.errors import ConfigError
 from raydistill.index.publish import IndexVersion
 from raydistill.inputs import RunInputs
 from raydistill.preflight import check_endpoints, check_inputs, check_scoring_endpoints, check_workers
+from raydistill.progress import output_console
 from raydistill.run_report import write_report
 from raydistill.storage.artifacts import Artifact, fingerprint
 from raydistill.storage.lease import writing
@@ -66,7 +67,9 @@ def run(config: DistillConfig, until: str = "evaluate", dry_run: bool = False) -
         if not chain.is_finished(until):
             connect(config.ray)
             chain.check_resources(until)
-        getattr(chain, until)()
+        made = getattr(chain, until)()
+    if until == "train":  # a whole run tells it below its table
+        output_console().print(f"student  {made.uri}", soft_wrap=True, highlight=False)
 
 
 class Chain:

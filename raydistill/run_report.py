@@ -42,11 +42,25 @@ def write_report(chain: Chain, evaluation: Artifact, student: Artifact) -> None:
     (measured,) = (system for system in metrics["systems"] if system["role"] == "student")
     costs = {"FLOPS": {"mean": measured["flops"]["mean"]}, "L0": {"mean": measured["terms"]["mean"]}}
     card = model_card(chain.config, {**measured["measures"], **costs})
-    store.replace(f"{chain.prefix}/model-card.md", card.encode())
+    store.replace(f"{chain.prefix}/model-card.md", f"{card}\n{_whose(student)}\n".encode())
     console = output_console()
     console.print(console_table(metrics))
     console.print(f"report   {store.root}/{chain.prefix}/report.html", soft_wrap=True, highlight=False)
     console.print(f"student  {student.uri}", soft_wrap=True, highlight=False)
+
+
+def tested_card(student: Artifact) -> str | None:
+    """Return a student's model card with the measures of its test turns; None where its run measured none, or another."""
+    store, key = open_store(student.root), f"runs/{student.name}/model-card.md"
+    if store.info(key) is None:
+        return None
+    card = store.read(key).decode()
+    return card if _whose(student) in card else None
+
+
+def _whose(student: Artifact) -> str:
+    """The line by which a card in a run's folder tells its student: the run may have others."""
+    return f"<!-- student {student.fingerprint} -->"
 
 
 def scoring_rows(chain: Chain) -> list[dict[str, Any]]:

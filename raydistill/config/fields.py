@@ -31,6 +31,9 @@ Added = Annotated[T, ADDED]
 """A later field, which counts where it is not the default: results from before it was there keep their fingerprints."""
 
 
+_STUDENTS = "/artifacts/student/"
+
+
 class CommandLineValue(str):
     """A string given on the command line: a relative path in it starts at the current directory."""
 
@@ -57,7 +60,7 @@ def _absolute_model(value: Any, info: ValidationInfo) -> Any:
     Anything else may be a hub id and stays."""
     if not isinstance(value, str) or value.startswith(("/", "package:")):
         return value
-    if value.startswith((".", "~")):
+    if value.startswith((".", "~")) or _STUDENTS in value:
         return _absolute_location(value, info)
     folder = (info.context or {}).get("folder") if not isinstance(value, CommandLineValue) else Path.cwd()
     if folder is not None and (Path(folder) / value / "config.json").is_file():
@@ -69,7 +72,8 @@ def _absolute_model(value: Any, info: ValidationInfo) -> Any:
 Location = Annotated[str, OPERATIONAL, BeforeValidator(_absolute_location)]
 """A URI or path; relative paths start at the configuration file's folder."""
 ModelSource = Annotated[str, OPERATIONAL, BeforeValidator(_absolute_model)]
-"""A hub id, a folder, or package:NAME/FOLDER for a model inside an installed Python package (see model_source)."""
+"""A hub id, a folder, package:NAME/FOLDER for a model inside an installed Python package, or the address of a finished
+student, ROOT/artifacts/student/NAME-ID (see model_source)."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]

@@ -14,6 +14,7 @@ import yaml
 from raydistill.config import (
     ConversationSource,
     DistillConfig,
+    LlmScorerConfig,
     RecordedTeacherConfig,
     StudentConfig,
     TeacherConfig,
@@ -36,8 +37,11 @@ def model_card(
             is an interval; None where nothing was measured.
         validation: the record of the validation whose parameters the student has: step, measures, l0 and flops.
     """
+    model = config.student.model
+    is_on_a_hub = not ("://" in model or model.startswith(("/", "package:")))
     header = yaml.safe_dump(
         {
+            **({"base_model": model} if is_on_a_hub else {}),
             "library_name": "sentence-transformers",
             "pipeline_tag": "feature-extraction",
             "tags": ["sparse-encoder", "splade", "conversational-search", "raydistill"],
@@ -72,14 +76,38 @@ def _facts(config: DistillConfig) -> dict[str, str]:
         "training conversations": "; ".join(map(_source, config.data.train)),
         "passages": f"{', '.join(map(_short, config.data.corpus))}; vectors: {_documents(config.index.documents)}",
         "teachers (rewrites)": f"{'; '.join(map(_teacher, config.teachers))}; scores combined by {train.combine}",
+        **_scorers(config),
         "objective": f"`{train.objective}`",
         "sampling": f"{sampling.passages} passages a query: gold {sampling.gold}, top {sampling.top}, `{sampling.policy}`",
         "regularisation": _regularisation(train),
         "training": f"{train.epochs:g} epochs, batch {train.global_batch}, learning rate {train.learning_rate:g}, "
-        f"{train.precision}, seed {train.seed}" + (f", {config.rounds} rounds of mining" if config.rounds > 1 else ""),
+        f"{train.precision}, seed {train.seed}{_rounds(config)}",
         "text": f"newest first, {text.max_tokens} tokens; of the history, {text.utterance_words} words of each question and "
         f"{text.answer_words} of each answer",
     }
+
+
+def _scorers(config: DistillConfig) -> dict[str, str]:
+    """What teaches beside rewrites, and what weighs otherwise than the rest; nothing where there is neither."""
+    facts = {}
+    if config.scorers:
+        facts["teachers (scores)"] = "; ".join(
+            f"{each.name} (`{_short(each.llm.model if isinstance(each, LlmScorerConfig) else each.encoder.model)}`, "
+            f"{each.kind}, the {each.depth} best candidates)"
+            for each in config.scorers
+        )
+    if config.train.teacher_weights:
+        facts["weights of teachers"] = ", ".join(
+            f"{name} {weight:g}" for name, weight in config.train.teacher_weights.items()
+        )
+    return facts
+
+
+def _rounds(config: DistillConfig) -> str:
+    if config.rounds == 1:
+        return ""
+    encoded = ", the student of the round before encodes the rewrites too" if config.score.student_encodes_rewrites else ""
+    return f", {config.rounds} rounds of mining{encoded}"
 
 
 def _kept(student: StudentConfig) -> str:

@@ -1,0 +1,44 @@
+"""The command that takes a finished student out of its run root; thin, like `cli`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_student_command(commands: Any) -> None:
+    """Add export-student to an argparse sub-parsers object."""
+    parser = commands.add_parser("export-student", help="write a student as a Hugging Face folder, to load or give away")
+    parser.add_argument("student", metavar="STUDENT", help="its address, ROOT/artifacts/student/NAME-ID, as a run prints it")
+    parser.add_argument("--to", required=True, metavar="FOLDER", help="a new or empty folder")
+    parser.set_defaults(command=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from raydistill.encoders.student_source import student_artifact
+    from raydistill.errors import ConfigError
+    from raydistill.progress import output_console
+    from raydistill.run_report import tested_card
+    from raydistill.storage.folders import fetch_folder
+    from raydistill.storage.local import output_folder
+
+    student = student_artifact(options.student)
+    if student is None:
+        raise ConfigError(
+            f"{options.student!r} is no address of a student; give ROOT/artifacts/student/NAME-ID, as a run prints it"
+        )
+    folder = output_folder(options.to, "--to")
+    if any(folder.iterdir()):
+        raise ConfigError(f"--to is {options.to!r}, and that folder holds files; name a new one")
+    fetch_folder(student, folder)
+    card = tested_card(student)
+    if card is not None:
+        readme = folder / "README.md"
+        # How to load it stands in the card that was written with the weights.
+        _, heading, use = readme.read_text(encoding="utf-8").rpartition("\n## Use\n")
+        readme.write_text(card.rstrip() + "\n" + heading + use, encoding="utf-8")
+    measured = "with what the run measured on its test turns" if card else "with what validation measured; no test turns yet"
+    console = output_console()
+    console.print(f"student  {folder}", soft_wrap=True, highlight=False)
+    console.print(f"card     {folder}/README.md, {measured}", soft_wrap=True, highlight=False)
+    return 0
