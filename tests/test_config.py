@@ -147,6 +147,11 @@ def test_a_dumped_configuration_loads_as_an_equal_one(config_file: Path, tmp_pat
         ("train.sampling.policy=5", "train.sampling.policy: must be text, such as uniform"),
         ("train.sampling.policy=window(first=3001, last=4000)", "so the window is empty; lower first or raise score.top_k"),
         ("train.sampling.passages=3002", "so no step could draw as many; lower it or raise score.top_k"),
+        ("train.sampling.student_top=4", "with rounds: 1 there is no earlier student, so it would change nothing"),
+        (
+            "train.sampling={top: 9, student_top: 8}",
+            "top (9) and student_top (8) together must be smaller than passages (17)",
+        ),
         ("train.sampling.batches=source", "data.train has one source only, so it would change nothing"),
         ("train.regularisation.target=25", "train.regularisation.target: must be text, such as l0<=25"),
         ("train.regularisation.target=l0<=0.5", "leaves queries without a term; the bound must be at least 1"),

@@ -157,6 +157,11 @@ class DistillConfig(Section):
                 f"(score.top_k {self.score.top_k}, {miners} rankings), so no step could draw as many; lower it or raise "
                 "score.top_k"
             )
+        if sampling.student_top and self.rounds == 1:
+            raise ValueError(
+                f"train.sampling.student_top is {sampling.student_top}, and with rounds: 1 there is no earlier student, so "
+                "it would change nothing; set rounds: 2, or leave it out"
+            )
         self._check_scored(sampling)
         if sampling.batches == "source" and len(self.data.train) == 1:
             raise ValueError(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, InstanceOf, PlainSerializer, PositiveInt, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, InstanceOf, PlainSerializer, PositiveInt, WithJsonSchema, model_validator
 
 from raydistill.config.expressions import Value, parse_value
-from raydistill.config.fields import NonNegativeInt, Section
+from raydistill.config.fields import Added, NonNegativeInt, Section
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,10 @@ def _policy(value: Any) -> Any:
     raise ValueError("must be text, such as uniform or window(first=11, last=960)")
 
 
+STUDENT_BEST = 200
+"""Passages that mining keeps of what a student finds for a conversation, best first."""
+
+
 class SamplingConfig(Section):
     """Which candidates of a query enter a step: gold ones, the `top` best by the combined teachers, others by a policy."""
 
@@ -104,6 +108,9 @@ class SamplingConfig(Section):
     """Passages a query; fewer where it has fewer candidates."""
     top: NonNegativeInt = 0
     """Best-ranked candidates always taken."""
+    student_top: Added[Annotated[int, Field(ge=0, le=STUDENT_BEST)]] = 0
+    """From the second round on: candidates that the student of the round before ranks highest, always taken beside the
+    `top` ones: what it still takes for relevant (ANCE, arXiv 2007.00808). In the first round the policy has their places."""
     gold: Literal["one", "all", "none"] = "one"
     """one: one gold passage, drawn anew at each visit; the others take no place. all: every gold passage, leaving at least
     one place. none: gold passages take part like any other candidate."""
@@ -140,13 +147,15 @@ class SamplingConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> SamplingConfig:
-        if self.top >= self.passages:
+        if self.top + self.student_top >= self.passages:
+            both = f" and student_top ({self.student_top}) together" if self.student_top else ""
             raise ValueError(
-                f"top ({self.top}) must be smaller than passages ({self.passages}): one place is the gold's or the policy's"
+                f"top ({self.top}){both} must be smaller than passages ({self.passages}): one place is the gold's or the "
+                "policy's"
             )
         if self.gold == "all" and self.passages == 1:
             raise ValueError("gold: all needs passages of at least 2, since one place is kept for another passage")
-        places = self.passages - self.top - (self.gold != "none")
+        places = self.passages - self.top - self.student_top - (self.gold != "none")
         if isinstance(self.policy, Quantiles) and self.policy.bins > places:
             raise ValueError(
                 f"{self.policy} has more bins than places to fill ({places}: passages {self.passages}, top {self.top}, "

@@ -78,7 +78,8 @@ def _facts(config: DistillConfig) -> dict[str, str]:
         "teachers (rewrites)": f"{'; '.join(map(_teacher, config.teachers))}; scores combined by {train.combine}",
         **_scorers(config),
         "objective": f"`{train.objective}`",
-        "sampling": f"{sampling.passages} passages a query: gold {sampling.gold}, top {sampling.top}, `{sampling.policy}`",
+        "sampling": f"{sampling.passages} passages a query: gold {sampling.gold}, top {sampling.top}, `{sampling.policy}`"
+        + (f", {sampling.student_top} of the last round's student" if sampling.student_top else ""),
         "regularisation": _regularisation(train),
         "training": f"{train.epochs:g} epochs, batch {train.global_batch}, learning rate {train.learning_rate:g}, "
         f"{train.precision}, seed {train.seed}{_rounds(config)}",

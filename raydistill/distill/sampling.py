@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 
 from raydistill.config.sampling import Importance, Quantiles, SamplingConfig, SamplingPolicy, Top, Uniform, Window
 
+_NONE = np.zeros(0, dtype=np.int64)
 _CERTAIN = 1.0 - 1e-9
 """Inclusion probability from which on a unit is taken for certain, so that rounding cannot draw it twice."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Drawn candidates of one query: golds first (unless gold is none), then the `top` best, then those of the policy.
+    """Drawn candidates of one query: golds first (unless gold is none), then the `top` best, then the `student_top` best by
+    the student, then those of the policy.
 
     Attributes:
         positions: int64 [k], k <= SamplingConfig.passages; positions in the query's candidate arrays, no repeats.
@@ -48,6 +50,7 @@ def draw(
     seed: int,
     epoch: int,
     query_id: str,
+    student_best: NDArray[np.int64] = _NONE,
 ) -> Sample:
     """Draw the candidates of one visit to a query.
 
@@ -60,6 +63,7 @@ def draw(
         gold_positions: int64 [G]; candidates that are gold, ascending.
         sampling: how many, and by which policy.
         seed, epoch, query_id: what the draw depends on.
+        student_best: int64 [S]; candidates that an earlier student ranks highest, best first; for sampling.student_top.
     """
     random = generator(seed, epoch, query_id)
     ranking = np.argsort(-scores, kind="stable")
@@ -68,11 +72,16 @@ def draw(
     ranks = np.flatnonzero(np.isin(ranking, candidates))
     best = candidates[ranks < sampling.top][: sampling.passages - len(golds)]
     others, ranks = candidates[len(best) :], ranks[len(best) :]
-    places = min(sampling.passages - len(golds) - len(best), len(others))
+    liked = student_best[np.isin(student_best, others)][
+        : min(sampling.student_top, sampling.passages - len(golds) - len(best))
+    ]
+    left = ~np.isin(others, liked)
+    others, ranks = others[left], ranks[left]
+    places = min(sampling.passages - len(golds) - len(best) - len(liked), len(others))
     drawn, log_weight = _DRAWS[type(sampling.policy)](sampling.policy, scores[others], ranks, places, random)
-    positions = np.concatenate([golds, best, others[drawn]]).astype(np.int64)
+    positions = np.concatenate([golds, best, liked, others[drawn]]).astype(np.int64)
     weights = np.zeros(len(positions), dtype=np.float32)
-    weights[len(golds) + len(best) :] = log_weight
+    weights[len(golds) + len(best) + len(liked) :] = log_weight
     return Sample(positions, np.isin(positions, gold_positions), weights)
 
 

@@ -32,6 +32,7 @@ from raydistill.teachers.combine import Combiner
 
 _COLUMNS = ["query_id", "depth", "question", "history", "gold", "passages", "scores"]
 _REWRITES = ["rewrite_terms", "rewrite_weights"]
+_STUDENT_BEST = "student_best"
 T = TypeVar("T")
 
 
@@ -54,6 +55,8 @@ class MinedQuery:
         scores: float32 [T, C]; NaN rows for teachers without a rewrite.
         rewrite: vector {term: weight} of the rewrites as (int32 [n] ascending, float32 [n]), the mean over the teachers that
             have one; empty where none has, or where the stream was not asked for rewrites.
+        student_best: int64 [S] passage numbers that the student of the round before ranks highest, best first; empty where
+            there was none, or where none of them is always taken.
     """
 
     query_id: str
@@ -64,6 +67,7 @@ class MinedQuery:
     passages: NDArray[np.int64]
     scores: NDArray[np.float32]
     rewrite: tuple[NDArray[np.int32], NDArray[np.float32]]
+    student_best: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,7 @@ class CandidateStream:
         self._vectors = vectors
         self._columns = _COLUMNS + (["source"] if sampling.batches == "source" else [])
         self._columns += _REWRITES if with_rewrites else []
+        self._columns += [_STUDENT_BEST] if sampling.student_top else []
         self._sampling = sampling
         self._combination = combination
         self._global_batch = global_batch
@@ -220,7 +225,8 @@ class CandidateStream:
             scores = self._combination(query.scores, is_gold).astype(np.float32)
             usable = np.flatnonzero(np.isfinite(scores))
             golds = np.flatnonzero(is_gold[usable])
-            sample = draw(scores[usable], golds, self._sampling, self._seed, epoch, query.query_id)
+            liked = _positions_in(query.passages[usable], query.student_best)
+            sample = draw(scores[usable], golds, self._sampling, self._seed, epoch, query.query_id, liked)
             positions = usable[sample.positions]
             drawn = len(positions)
             place[row, :drawn] = filled + np.arange(drawn)
@@ -284,7 +290,19 @@ def _mined_query(table: pa.Table, row: int) -> MinedQuery:
         passages=passages,
         scores=np.stack(scores),
         rewrite=_mean_vector(vectors),
+        # The first round's candidates have none.
+        student_best=_array(values[_STUDENT_BEST], np.int64)
+        if _STUDENT_BEST in values and values[_STUDENT_BEST].is_valid
+        else np.zeros(0, dtype=np.int64),
     )
+
+
+def _positions_in(passages: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where wanted passages stand in ascending ones, in their own order; those that do not are left out."""
+    places = np.searchsorted(passages, wanted)
+    held = places < len(passages)
+    held[held] = passages[places[held]] == wanted[held]
+    return places[held]
 
 
 def _mean_vector(

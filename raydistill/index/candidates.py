@@ -6,6 +6,7 @@ first); gold_ids list<string>. Candidates: the same without gold_ids, and gold l
 passages; null where the teacher has no rewrite of the query. rewrite_terms list<list<int32>> and rewrite_weights
 list<list<float32>> hold each teacher's rewrite as a vector in the document space, terms ascending, null likewise. The lists
 of a name NAME@student are those of an earlier student (see `mine`), scaled, and null too where it tells no passage apart.
+student_best list<int64>: passages that an earlier student finds for the conversation, best first; null where there is none.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ CANDIDATES = pa.schema(
         ("scores", pa.list_(pa.list_(pa.float32()))),
         ("rewrite_terms", pa.list_(pa.list_(pa.int32()))),
         ("rewrite_weights", pa.list_(pa.list_(pa.float32()))),
+        ("student_best", pa.list_(pa.int64())),
     ]
 )
 _ROWS_IN_GROUP = 128
@@ -82,6 +84,7 @@ def candidate_table(
     passages: Sequence[NDArray[np.int64]],
     scores: Sequence[Sequence[NDArray[np.float32] | None]],
     rewrites: Sequence[Sequence[tuple[NDArray[np.int32], NDArray[np.float32]] | None]],
+    student_best: Sequence[NDArray[np.int64]] | None = None,
 ) -> pa.Table:
     """Return a table of schema CANDIDATES.
 
@@ -90,6 +93,7 @@ def candidate_table(
         gold, passages: Q arrays int64.
         scores: for each of T teachers Q arrays float32 parallel to passages, None where it has no rewrite.
         rewrites: for each of T teachers Q vectors (int32 terms, float32 weights), None likewise.
+        student_best: Q arrays int64; None where no student was asked.
     """
     columns = [queries.column(name).combine_chunks() for name, _ in _TURN]
     columns += [_lists(gold, np.dtype(np.int64)), _lists(passages, np.dtype(np.int64))]
@@ -97,6 +101,7 @@ def candidate_table(
         _by_teacher(scores, np.dtype(np.float32)),
         _by_teacher([[pair and pair[0] for pair in teacher] for teacher in rewrites], np.dtype(np.int32)),
         _by_teacher([[pair and pair[1] for pair in teacher] for teacher in rewrites], np.dtype(np.float32)),
+        _lists([None] * len(queries) if student_best is None else student_best, np.dtype(np.int64)),
     ]
     return pa.Table.from_arrays(columns, schema=CANDIDATES)
 

@@ -4,7 +4,8 @@ The candidates of a query are the union of what every teacher's rewrite retrieve
 for the conversation (a further round, as in ANCE, arXiv 2007.00808) and of the gold passages; every teacher scores all of
 them from the forward vectors, so that no score is missing or made up. With score.student_encodes_rewrites that student
 encodes the rewrites too: each teacher NAME is joined by NAME@student, whose vectors are scaled so that their scores spread
-as the teacher's do (students learn at a temperature of their own). Parts are in the form of `candidates`. Combination of
+as the teacher's do (students learn at a temperature of their own). What it finds for the conversation is kept in its order,
+for draws that want what it still takes for relevant. Parts are in the form of `candidates`. Combination of
 teachers and sampling happen when they are read, in `raydistill.distill`.
 
 All teachers' vectors of a part are searched as one batch against all segments; with a GPU (score.workers.gpus) by
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 
 from raydistill.actor_pool import map_shards
 from raydistill.config import DistillConfig, DocumentsConfig, ScoreConfig, StudentConfig, as_read_by_student
+from raydistill.config.sampling import STUDENT_BEST
 from raydistill.conversations.records import ConversationalQuery
 from raydistill.encoders.batch import SparseBatch
 from raydistill.encoders.documents import document_encoder_settings, load_document_encoder
@@ -78,7 +80,8 @@ def candidates_artifact(
     }
     inputs = {"queries": queries_fingerprint(queries, qrels), "index": index.fingerprint}
     inputs |= {f"rewrites/{teacher}": artifact.fingerprint for teacher, artifact in rewrites.items()}
-    inputs |= {_STUDENT: student.fingerprint} if student is not None else {}
+    if student is not None:
+        inputs |= {_STUDENT: student.fingerprint, "student_best": str(STUDENT_BEST)}
     name = fingerprint("candidates", _FORMAT_VERSION, settings, inputs)
     return Artifact(config.root, "candidates", config.index.name, name)
 
@@ -245,8 +248,8 @@ class _Miner:
         gold, unknown, query = self._gold(queries)
         _check_unknown(unknown, query, int(spec["lost_rows"]))
         counters |= {"gold": sum(map(len, gold)), "unknown_gold": len(unknown)}
-        passages, scores, vectors = self._scored(queries, texts, gold, counters)
-        table = candidate_table(queries, gold, passages, scores, vectors)
+        passages, scores, vectors, student_best = self._scored(queries, texts, gold, counters)
+        table = candidate_table(queries, gold, passages, scores, vectors, student_best)
         table = table.filter(pa.array([len(numbers) > 0 for numbers in passages], type=pa.bool_()))
         counters |= {"candidates": sum(map(len, passages)), "without_candidates": len(queries) - len(table)}
         counters["queries"] = len(table)
@@ -283,9 +286,15 @@ class _Miner:
         texts: Mapping[str, Mapping[str, str]],
         gold: Sequence[NDArray[np.int64]],
         counters: dict[str, float],
-    ) -> tuple[list[NDArray[np.int64]], list[list[NDArray[np.float32] | None]], list[list[_Vector | None]]]:
+    ) -> tuple[
+        list[NDArray[np.int64]],
+        list[list[NDArray[np.float32] | None]],
+        list[list[_Vector | None]],
+        list[NDArray[np.int64]] | None,
+    ]:
         """Return the candidates of every query, and for each teacher their scores and its rewrites' vectors (None where it
-        has no rewrite); then the same of the teachers as the student reads them, where it does."""
+        has no rewrite), then the same of the teachers as the student reads them, where it does; and what the student finds
+        for each conversation, where there is one."""
         ids = _strings(queries, "query_id")
         asked: list[_Asked] = []
         for teacher, of_query in texts.items():
@@ -299,7 +308,7 @@ class _Miner:
         encoded = list(asked)
         if self._student is not None:
             asked.append((_STUDENT, range(len(ids)), self._student.of_conversations(queries)))
-        passages = self._candidates(asked, gold, counters)
+        passages, student_best = self._candidates(asked, gold, counters)
         lists = [self._exact(rows, vectors, passages) for _, rows, vectors in encoded]
         by_documents, by_student = lists[: len(texts)], lists[len(texts) :]
         for (teacher, _, _), own, read in zip(encoded[len(texts) :], by_documents, by_student, strict=False):
@@ -315,6 +324,7 @@ class _Miner:
             passages,
             [[found and found[0] for found in column] for column in columns],
             [[found and found[1] for found in column] for column in columns],
+            student_best,
         )
 
     def _exact(
@@ -329,8 +339,9 @@ class _Miner:
         asked: Sequence[_Asked],
         gold: Sequence[NDArray[np.int64]],
         counters: dict[str, float],
-    ) -> list[NDArray[np.int64]]:
-        """Return the union of what everyone's vectors retrieve and of the gold passages, and count what each found.
+    ) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]] | None]:
+        """Return the union of what everyone's vectors retrieve and of the gold passages, and the best of what the student's
+        retrieve, where it is asked; count what each found.
 
         All vectors are one batch, so that the index is read once for a part and not once for each teacher.
 
@@ -339,7 +350,7 @@ class _Miner:
         """
         found = self._engine.search(SparseBatch.concatenate([vectors for _, _, vectors in asked]), self._top_k).passages
         pools: list[list[NDArray[np.int64]]] = [[numbers] for numbers in gold]
-        start = 0
+        start, student_best = 0, None
         for who, rows, vectors in asked:
             own = [numbers[numbers >= 0] for numbers in found[start : start + len(vectors)]]
             start += len(vectors)
@@ -349,8 +360,9 @@ class _Miner:
             hits = (np.isin(gold[row], numbers).sum() for row, numbers in zip(rows, own, strict=True))
             counters[f"gold_found.{who}"] = int(sum(hits))
             if who == _STUDENT:
+                student_best = [numbers[:STUDENT_BEST] for numbers in own]
                 counters["student_only"] = sum(len(np.unique(np.concatenate(pool))) for pool in pools) - known
-        return [np.unique(np.concatenate(pool)) for pool in pools]
+        return [np.unique(np.concatenate(pool)) for pool in pools], student_best
 
 
 def _strings(table: pa.Table, name: str) -> list[str]:

@@ -101,6 +101,8 @@ def put_candidates(root: str, queries: int = 22, parts: int = 3) -> Artifact:
                 "scores": [scores[0].tolist(), None if number == 7 else scores[1].tolist()],
                 "rewrite_terms": [rewrites[0], None if number == 7 else rewrites[1]],
                 "rewrite_weights": [[1.0, 2.0, 0.5], None if number == 7 else [0.5, 1.5, 3.0]],
+                # Descending numbers, some of them no candidates; of every third query nobody asked a student.
+                "student_best": None if number % 3 == 0 else list(range(PASSAGES - 1 - number % 5, 0, -7)),
             }
         )
     artifact = Artifact(root, "candidates", "tiny", fingerprint("candidates", 1, {"queries": queries, "parts": parts}, {}))

@@ -24,23 +24,32 @@ def policies(draw_value: st.DrawFn, places: int) -> str:
 
 
 @st.composite
-def cases(draw_value: st.DrawFn) -> tuple[np.ndarray, np.ndarray, SamplingConfig]:
+def cases(draw_value: st.DrawFn) -> tuple[np.ndarray, np.ndarray, SamplingConfig, np.ndarray]:
     size = draw_value(st.integers(1, 60))
     values = draw_value(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.5]), min_size=size, max_size=size))
     golds = draw_value(st.lists(st.integers(0, size - 1), max_size=4, unique=True))
     gold = draw_value(st.sampled_from(["one", "all", "none"]))
     passages = draw_value(st.integers(2 if gold == "all" else 1, 20))
     top = draw_value(st.integers(0, passages - 1))
-    policy = policies(draw_value, passages - top - (gold != "none"))
-    sampling = SamplingConfig(passages=passages, top=top, gold=gold, policy=policy)
-    return np.asarray(values, dtype=np.float32), np.asarray(sorted(golds), dtype=np.int64), sampling
+    student_top = draw_value(st.integers(0, passages - 1 - top))
+    policy = policies(draw_value, passages - top - student_top - (gold != "none"))
+    sampling = SamplingConfig(passages=passages, top=top, student_top=student_top, gold=gold, policy=policy)
+    liked = draw_value(st.lists(st.integers(0, size - 1), max_size=12, unique=True))
+    return (
+        np.asarray(values, dtype=np.float32),
+        np.asarray(sorted(golds), dtype=np.int64),
+        sampling,
+        np.asarray(liked, dtype=np.int64),
+    )
 
 
 @given(case=cases(), seed=st.integers(0, 99), epoch=st.integers(0, 9))
 @settings(max_examples=400, deadline=None)
-def test_a_draw_keeps_its_promises(case: tuple[np.ndarray, np.ndarray, SamplingConfig], seed: int, epoch: int) -> None:
-    scores, golds, sampling = case
-    sample = draw(scores, golds, sampling, seed, epoch, "q")
+def test_a_draw_keeps_its_promises(
+    case: tuple[np.ndarray, np.ndarray, SamplingConfig, np.ndarray], seed: int, epoch: int
+) -> None:
+    scores, golds, sampling, liked = case
+    sample = draw(scores, golds, sampling, seed, epoch, "q", liked)
     positions = sample.positions.tolist()
     assert len(positions) == len(set(positions)) <= sampling.passages, "no repeats, no more than asked"
     assert all(0 <= position < len(scores) for position in positions)
@@ -53,13 +62,18 @@ def test_a_draw_keeps_its_promises(case: tuple[np.ndarray, np.ndarray, SamplingC
     best = [each for each in ranking[: sampling.top] if each in candidates]
     free = sampling.passages - (sample.positive.sum() if sampling.gold != "none" else 0)
     assert set(best[:free]) <= set(positions), "the best ones are always taken"
+    others = [each for each in liked.tolist() if each in candidates and each not in best]
+    assert set(others[: max(0, min(sampling.student_top, free - len(best)))]) <= set(positions), "and the student's"
     if sampling.policy.NAME != "window":
         assert len(positions) == min(sampling.passages, len(candidates) + sampling.passages - free)
     assert np.all(sample.log_weight >= 0)
     assert np.all(np.isfinite(sample.log_weight))
     if sampling.policy.NAME != "importance":
         assert not sample.log_weight.any()
-    assert draw(scores, golds, sampling, seed, epoch, "q").positions.tolist() == positions
+    assert draw(scores, golds, sampling, seed, epoch, "q", liked).positions.tolist() == positions
+    without = sampling.model_copy(update={"student_top": 0})
+    plain = draw(scores, golds, without, seed, epoch, "q").positions
+    np.testing.assert_array_equal(draw(scores, golds, without, seed, epoch, "q", liked).positions, plain)
 
 
 @given(size=st.integers(1, 60), passages=st.integers(1, 20), first=st.integers(1, 30), more=st.integers(0, 50))

@@ -178,6 +178,28 @@ def test_rewrites_are_the_mean_of_the_teachers_that_have_one_and_are_read_only_w
     assert (len(plain), plain.nnz) == (4, 0)
 
 
+def test_what_the_last_student_ranks_highest_is_always_drawn(mined: Mined) -> None:
+    candidates, index = mined
+    searcher = open_searcher(index)
+    tables = [pq.read_table(candidates.fetch(part)).to_pylist() for part in candidates.manifest().parts]
+    stored = {row["query_id"]: row["student_best"] for table in tables for row in table}
+    seen = 0
+    for batch in islice(stream(mined, student_top=2, policy="uniform").batches(0), 6):
+        for row, query in enumerate(batch.queries):
+            assert query.student_best.tolist() == (stored[query.query_id] or [])
+            drawn = [batch.documents.row(place)[1].tolist() for place in batch.place[row][batch.present[row]]]
+            first = len(query.gold) + 1  # gold, and the one best by the teachers
+            best = query.passages[int(np.nanmean(query.scores, axis=0).argmax())]
+            wanted = [each for each in query.student_best if each in query.passages and each not in (*query.gold, best)][:2]
+            for place, number in zip(range(first, first + 2), wanted, strict=False):
+                # Where gold is the best of all, it takes no second place.
+                shift = int(best in query.gold)
+                assert drawn[place - shift] == searcher.vectors(np.asarray([number])).row(0)[1].tolist()
+                seen += 1
+    assert seen > 10
+    assert not any(len(query.student_best) for query in next(stream(mined).batches(0)).queries), "read where it is asked for"
+
+
 def test_a_calibration_sample_is_mixed_whatever_the_batches(mined: Mined) -> None:
     expected = [query.query_id for query in stream(mined).sample_queries(9)]
     assert len(set(expected)) == 9

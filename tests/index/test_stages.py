@@ -219,6 +219,8 @@ def test_a_further_round_adds_what_the_student_finds_and_every_teacher_scores_it
     found = searcher.search(loaded.encoder().encode_queries(texts), 15).passages
     added = 0
     for before, after, numbers in zip(rows(first), rows(mined), found, strict=True):
+        assert before["student_best"] is None
+        assert after["student_best"] == numbers[numbers >= 0].tolist()
         assert after["passages"] == sorted({*before["passages"], *numbers[numbers >= 0].tolist()})
         added += len(after["passages"]) - len(before["passages"])
         for old, new in zip(before["scores"], after["scores"], strict=True):
