@@ -104,6 +104,28 @@ def test_twenty_steps_are_the_same_however_they_are_spread(
     assert_same_parameters(spread, alone, 1e-5)
 
 
+TARGET = {"terms": "flops + 0.001*l1", "target": "l0<=40", "per_depth": True}
+
+
+@pytest.fixture(scope="module")
+def held(world: Mined, tiny_encoder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference with a target: its lambdas follow what the whole batch costs at each depth."""
+    return trained(world, tiny_encoder, tmp_path_factory.mktemp("held") / "run", 1, 8, 0, regularisation=TARGET)
+
+
+@pytest.mark.slow  # every combination, a lambda a depth included; the covering set above is the quick form
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("workers", "micro_batch"), [(1, 8), (1, 2), (2, 4), (2, 2), (4, 2), (4, 1)])
+def test_a_target_moves_lambda_alike_however_twenty_steps_are_spread(
+    world: Mined, tiny_encoder: str, tmp_path: Path, held: Path, workers: int, micro_batch: int, zero_stage: int
+) -> None:
+    spread = trained(world, tiny_encoder, tmp_path / "run", workers, micro_batch, zero_stage, regularisation=TARGET)
+    fields = (*LOSSES, "sparsity_statistic", *(f"lambda_depth_{depth}" for depth in (1, 2, 3, 4)))
+    assert table(held, fields)[-1, -4:].max() > 0
+    np.testing.assert_allclose(table(spread, fields), table(held, fields), rtol=1e-5)
+    assert_same_parameters(spread, held, 1e-5)
+
+
 def test_training_learns_and_the_penalties_take_part(alone: Path) -> None:
     found = table(alone, ("loss", "flops_penalty"))
     assert found[-5:, 0].mean() < found[:5, 0].mean()
