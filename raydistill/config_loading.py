@@ -227,15 +227,20 @@ def _resolved(variables: Mapping[str, Any], place: str) -> dict[str, Any]:
 class _UniqueKeys(yaml.SafeLoader):
     """PyYAML's safe loader, which refuses a mapping with two equal keys."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            key, line = key_node.value, key_node.start_mark.line + 1
-            if key_node.tag != "tag:yaml.org,2002:merge" and isinstance(key, str) and seen.setdefault(key, line) != line:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key} stands there twice, in lines {seen[key]} and {line}; keep one", key_node.start_mark
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        # Not where values are made: there, merged mappings (<<) have put their keys beside those that replace them.
+        node = super().compose_mapping_node(anchor)
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key.value, str) and seen.setdefault(key.value, line) != line:
+                raise yaml.composer.ComposerError(
+                    None,
+                    None,
+                    f"{key.value} stands there twice, in lines {seen[key.value]} and {line}; keep one",
+                    key.start_mark,
                 )
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def _substitute(node: Any, variables: Mapping[str, Any], place: str) -> Any:

@@ -10,7 +10,7 @@ import yaml
 
 from raydistill.config import Section, result_fields
 from raydistill.config.fields import Added
-from raydistill.config_loading import build_config, dump_config, load_config
+from raydistill.config_loading import build_config, dump_config, load_config, read_tree
 from raydistill.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "jobs" / "configs"
@@ -253,6 +253,14 @@ def test_a_section_that_stands_there_twice_is_named_with_its_lines(config_file: 
     first, second = (number for number, line in enumerate(lines, 1) if line.startswith("train:"))
     with pytest.raises(ConfigError, match=f"train stands there twice, in lines {first} and {second}; keep one"):
         load_config(config_file)
+
+
+def test_merged_mappings_may_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text("outer: {inner: &inner {<<: &base {k: 1, l: 1}, k: 2}}\nlast: {<<: *inner, k: 3}\nbase: *base\n")
+    tree = read_tree(path)
+    assert tree["outer"]["inner"] == {"k": 2, "l": 1}
+    assert tree["last"] == {"k": 3, "l": 1}
 
 
 def test_a_model_that_lies_where_its_relative_path_says_is_that_folder(config_file: Path, tmp_path: Path) -> None:

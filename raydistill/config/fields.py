@@ -43,7 +43,8 @@ def _absolute_location(value: Any, info: ValidationInfo) -> Any:
     if not isinstance(value, str) or "://" in value or value.startswith(("/", "package:")):
         return value
     if scheme := re.match(r"(s3|file):/", value):
-        raise ValueError(f"{value!r} has one slash where a URI has two; write {scheme[1]}://{value[scheme.end() :]}")
+        start = {"s3": "s3://", "file": "file:///"}[scheme[1]]
+        raise ValueError(f"{value!r} has one slash where a URI has two; write {start}{value[scheme.end() :]}")
     if value.startswith("~"):
         try:
             return str(Path(value).expanduser())
