@@ -15,12 +15,12 @@ def add_student_command(commands: Any) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from raydistill.encoders.student_source import student_artifact
     from raydistill.errors import ConfigError
     from raydistill.progress import output_console
     from raydistill.run_report import tested_card
     from raydistill.storage.folders import fetch_folder
     from raydistill.storage.local import output_folder
+    from raydistill.storage.students import student_artifact
 
     student = student_artifact(options.student)
     if student is None:

@@ -51,8 +51,8 @@ def resolve_model(source: str, field: str = "model") -> str:
 
 
 def _student_folder(source: str, field: str) -> str:
-    # Imported here: it imports this module.
-    from raydistill.encoders.student_source import laid_out, student_artifact
+    # Imported here: other models need no store.
+    from raydistill.storage.students import laid_out, student_artifact
 
     try:
         student = student_artifact(source)

@@ -163,7 +163,9 @@ def test_the_ground_floor_knows_nobody_above_it() -> None:
     ground = [m for m in MODULES if m.parts[0].removesuffix(".py") in GROUND]
     assert len(ground) > len(GROUND)
     for module in ground:
-        assert {name.split(".")[0] for name in own(imported(module))} <= GROUND
+        # A model may be a student in a store, which knows nothing of models.
+        below = GROUND | ({"storage"} if module.stem == "model_source" else set())
+        assert {name.split(".")[0] for name in own(imported(module))} <= below
 
 
 def test_modules_stay_small_enough_to_hold_in_the_head() -> None:

@@ -37,8 +37,10 @@ def scored(command: list[str], ray_cluster: None) -> list[str]:
 
 def test_before_there_is_an_index_inspect_says_so(command, tmp_path, capsys):
     other = [*command, f"vars.root={tmp_path}"]
-    assert main(["inspect", *other, "--list", "test"]) == 1
+    assert main(["inspect", *other, "--say", "what is it?"]) == 1
     assert "run small has no index yet; run `raydistill index`" in capsys.readouterr().err
+    assert main(["inspect", *other, "--list", "test"]) == 0
+    assert "<::>1" in capsys.readouterr().out
 
 
 def test_ablate_prints_a_table_and_stores_a_page(scored, capsys):

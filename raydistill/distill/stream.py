@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -67,7 +67,7 @@ class MinedQuery:
     passages: NDArray[np.int64]
     scores: NDArray[np.float32]
     rewrite: tuple[NDArray[np.int32], NDArray[np.float32]]
-    student_best: NDArray[np.int64]
+    student_best: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from raydistill.conversations.text import student_text
 from raydistill.encoders.batch import SparseBatch
-from raydistill.encoders.student_source import open_student, student_artifact, student_folder
+from raydistill.encoders.student_source import open_student, student_folder
 from raydistill.errors import ConfigError
 from raydistill.serving.requests import Asked
+from raydistill.storage.students import student_artifact
 
 
 class StudentQueries:

@@ -14,11 +14,11 @@ from raydistill.config_loading import validated
 from raydistill.encoders.backbones import load_backbone
 from raydistill.encoders.checkpoint import load_student, load_tokenizer, save_student, starting_model
 from raydistill.encoders.splade import SpladeModel
-from raydistill.encoders.student_source import laid_out, student_artifact
 from raydistill.errors import ConfigError
 from raydistill.model_source import model_identity, resolve_model
 from raydistill.storage.artifacts import Artifact, ArtifactWriter
 from raydistill.storage.folders import put_folder
+from raydistill.storage.students import laid_out, student_artifact
 
 TEXTS = ["w1 w2 w3", "w9 w10 [SEP] w4"]
 
