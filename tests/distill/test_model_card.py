@@ -73,3 +73,29 @@ def test_a_card_shows_the_validation_of_the_student_that_it_lies_beside() -> Non
 def test_the_header_is_yaml_between_dashes() -> None:
     _, header, _ = model_card(build_config(TREE)).split("---\n", 2)
     assert yaml.safe_load(header)["library_name"] == "sentence-transformers"
+
+
+def test_a_card_names_scorers_weights_and_what_further_rounds_do() -> None:
+    tree = {
+        **TREE,
+        "scorers": [
+            {"name": "judge", "kind": "cross-encoder", "depth": 60, "encoder": {"model": "org/reader"}, "query": "llm"}
+        ],
+        "rounds": 2,
+        "score": {"student_encodes_rewrites": True},
+        "student": {"model": "org/encoder"},
+    }
+    tree["train"] = {**TREE["train"], "teacher_weights": {"llm": 2}, "sampling": {"policy": "uniform", "student_top": 4}}
+    tree["train"]["objective"] = "kld + 0.2*kld(teacher=judge)"
+    tree["train"]["teacher_weights"]["judge"] = 0
+    tree["score"]["top_k"] = 100
+    card = model_card(build_config(tree))
+    for line in (
+        "| teachers (scores) | judge (`org/reader`, cross-encoder, the 60 best candidates) |",
+        "| weights of teachers | llm 2, judge 0 |",
+        "`uniform`, 4 of the last round's student |",
+        "2 rounds of mining, the student of the round before encodes the rewrites too |",
+    ):
+        assert line in card
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "org/encoder"
+    assert "base_model" not in yaml.safe_load(model_card(build_config(TREE)).split("---")[1])
