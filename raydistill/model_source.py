@@ -8,11 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from raydistill.config.fields import STUDENTS
 from raydistill.errors import ConfigError, StorageError, first_line
 
 _PACKAGE = "package:"
-STUDENTS = "/artifacts/student/"
-"""What the address of a finished student in a run root has in it."""
 _WHOLE = 256 << 20
 _BLOCK = 1 << 20
 _COUNT_FROM_PADDING = frozenset(

@@ -46,7 +46,12 @@ def write_report(chain: Chain, evaluation: Artifact, student: Artifact) -> None:
     console = output_console()
     console.print(console_table(metrics))
     console.print(f"report   {store.root}/{chain.prefix}/report.html", soft_wrap=True, highlight=False)
-    console.print(f"student  {student.uri}", soft_wrap=True, highlight=False)
+    tell_student(student)
+
+
+def tell_student(student: Artifact) -> None:
+    """Print a student's address: what serves it, takes it out or trains on from it asks for that."""
+    output_console().print(f"student  {student.uri}", soft_wrap=True, highlight=False)
 
 
 def tested_card(student: Artifact) -> str | None:

@@ -163,6 +163,7 @@ class DistillConfig(Section):
                 "it would change nothing; set rounds: 2, or leave it out"
             )
         self._check_scored(sampling)
+        self._check_named_scorers(sampling)
         if sampling.batches == "source" and len(self.data.train) == 1:
             raise ValueError(
                 "train.sampling.batches is source, and data.train has one source only, so it would change nothing; take "
@@ -172,7 +173,6 @@ class DistillConfig(Section):
 
     def _check_scored(self, sampling: SamplingConfig) -> None:
         """Raise ValueError where the passages that every heard scorer has read are too few to draw from."""
-        self._check_named_scorers(sampling)
         weights = self.train.teacher_weights or {}
         heard = [scorer for scorer in self.scorers if weights.get(scorer.name, 1.0)]
         if not heard:

@@ -31,7 +31,8 @@ Added = Annotated[T, ADDED]
 """A later field, which counts where it is not the default: results from before it was there keep their fingerprints."""
 
 
-_STUDENTS = "/artifacts/student/"
+STUDENTS = "/artifacts/student/"
+"""What the address of a finished student in a run root has in it."""
 
 
 class CommandLineValue(str):
@@ -61,7 +62,7 @@ def _absolute_model(value: Any, info: ValidationInfo) -> Any:
     Anything else may be a hub id and stays."""
     if not isinstance(value, str) or value.startswith(("/", "package:")):
         return value
-    if value.startswith((".", "~")) or _STUDENTS in value:
+    if value.startswith((".", "~")) or STUDENTS in value:
         return _absolute_location(value, info)
     folder = (info.context or {}).get("folder") if not isinstance(value, CommandLineValue) else Path.cwd()
     if folder is not None and (Path(folder) / value / "config.json").is_file():

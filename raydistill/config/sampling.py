@@ -127,7 +127,8 @@ class SamplingConfig(Section):
     that little is padded. source: a batch holds queries of one source of conversations."""
 
     def drawn_within(self, depth: int, candidates: int) -> float:
-        """Return how many of a query's drawn passages are, on average, among its `depth` best ones, gold included.
+        """Return how many of a query's drawn passages are, on average, among its `depth` best ones, gold included; under
+        importance how many can be.
 
         Args:
             depth: ranks counted from 1. candidates: of the query, at least `depth`.
@@ -140,7 +141,7 @@ class SamplingConfig(Section):
         elif isinstance(self.policy, Top):
             last = min(last, int(first + places - 1))
         elif isinstance(self.policy, Importance):
-            return float(min(self.passages, depth))  # most of its mass is where the best are
+            return float(min(self.passages, depth))  # at most: how its mass lies is up to the scores
         pool, within = last - first + 1, min(last, depth) - first + 1
         share = max(within, 0) / pool if pool > 0 else 0.0
         return min(self.top, depth) + gold + min(places, max(pool, 0)) * share
