@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 
@@ -22,7 +23,8 @@ def _export(options: argparse.Namespace) -> int:
     from raydistill.storage.local import output_folder
     from raydistill.storage.students import student_artifact
 
-    student = student_artifact(options.student)
+    address = options.student if "://" in options.student else str(Path(options.student).expanduser().resolve())
+    student = student_artifact(address)
     if student is None:
         raise ConfigError(
             f"{options.student!r} is no address of a student; give ROOT/artifacts/student/NAME-ID, as a run prints it"

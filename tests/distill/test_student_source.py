@@ -55,6 +55,12 @@ def test_a_student_is_written_as_a_folder_that_sentence_transformers_loads(
     np.testing.assert_allclose(dense(tmp_path / "out"), theirs.numpy(), atol=1e-5)
 
 
+def test_its_address_may_be_relative(student: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export-student", "root/" + student.uri.partition("/root/")[2], "--to", "out"]) == 0
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
 def test_its_card_has_the_measures_of_its_own_test_turns(student: Artifact, tmp_path: Path) -> None:
     card = tmp_path / "root" / "runs" / "small" / "model-card.md"
     card.parent.mkdir(parents=True)
