@@ -51,6 +51,7 @@ def main() -> int:
     other = json.loads(options.against.read_text()) if options.against else None
     if other is not None and other["folds"] != options.folds:
         raise SystemExit(f"--against: {options.against} has {other['folds']} folds; compare with as many")
+    versions = {name: version(name) for name in ("raydistill", "ray", "torch", "transformers", "deepspeed")}
     rows: list[Row] = []
     costs: list[Row] = []
     for fold in range(options.folds):
@@ -67,7 +68,7 @@ def main() -> int:
         "costs": _costs(costs),
         "student": {measure: _values(rows, measure, ALL)[STUDENT] for measure in measures},
         "machine": machine(),
-        "versions": {name: version(name) for name in ("raydistill", "ray", "torch", "transformers", "deepspeed")},
+        "versions": versions,
     }
     if other is not None:
         content["against"] = {"overrides": other["overrides"], **_against(content["student"], other["student"])}

@@ -19,7 +19,8 @@ def in_a_process(arguments: list[str], threads: int) -> str:
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "false",
+        "TOKENIZERS_PARALLELISM": "true",
+        "RAYON_NUM_THREADS": str(threads),  # of tokenizers
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": os.pathsep.join(
             filter(None, [str(CHECKOUT), str(CHECKOUT / "benchmarks"), os.environ.get("PYTHONPATH")])

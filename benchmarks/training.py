@@ -45,6 +45,7 @@ def main() -> int:
     parser.add_argument(
         "--measured-steps", type=int, default=2, help="batches measured; raydistill measures three times more"
     )
+    parser.add_argument("--trial-passes", type=int, default=1, help="passes measured of a recipe at each size that is tried")
     parser.add_argument("--inputs", type=Path, help="folder of inputs, made when missing (default: a temporary one)")
     parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -53,6 +54,7 @@ def main() -> int:
     if options.worker:
         print(json.dumps(measure(**{**json.loads(options.worker), "folder": options.inputs})))
         return 0
+    versions = {name: version(name) for name in PACKAGES}
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.inputs or Path(temporary)
         if not (folder / "batches.json").is_file():
@@ -62,7 +64,7 @@ def main() -> int:
         runs = [_compared(options, folder, threads) for threads in options.threads]
     result = {
         "machine": machine(options.device),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions,
         "settings": {
             "model": MODEL,
             "queries_a_step": options.batch,
@@ -145,7 +147,7 @@ def _at_its_best(name: str, options: argparse.Namespace, folder: Path, threads: 
         # Memory grows with the size: one that cannot fit is not tried.
         if any(_memory(each, options) * micro / size > bound for size, each in tried.items() if size * 2 >= micro):
             break
-        tried[micro] = _run(name, options, folder, threads, micro, (micro, micro))
+        tried[micro] = _run(name, options, folder, threads, micro, (micro, options.trial_passes * micro))
         print(f"  {name}, micro-batch {micro}: {tried[micro]['queries_per_second']:.3f} queries/s", file=sys.stderr)
     best = max(tried, key=lambda size: tried[size]["queries_per_second"])
     result = _run(name, options, folder, threads, best, (best, options.batch * options.measured_steps))

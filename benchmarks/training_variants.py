@@ -13,12 +13,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from processes import memory, reset_peak
 from training_inputs import (
@@ -33,6 +35,7 @@ from training_inputs import (
     candidate_stream,
 )
 
+T = TypeVar("T")
 LEARNING_RATE = 2e-5
 HEAD_FILE = "head.safetensors"
 
@@ -49,7 +52,8 @@ def measure(variant: str, folder: Path, device: str, precision: str, micro: int,
 
     Returns:
         queries_per_second; first_loss, of the first whole batch (None when there was none); and bytes: baseline (resident
-        after the imports), peak (highest resident), above_baseline; on cuda also peak_device.
+        after the imports), peak (highest resident), above_baseline; on cuda also peak_device, and largest_child, the
+        highest resident of a process that reads ahead (0: there is none).
     """
     train = VARIANTS[variant](folder, device, precision, micro)  # imports happen here, models load when it is called
     import transformers.models.bert.modeling_bert  # noqa: F401  (120 MB that every variant imports when its model loads)
@@ -81,6 +85,7 @@ def measure(variant: str, folder: Path, device: str, precision: str, micro: int,
         import torch
 
         result["peak_device"] = torch.cuda.max_memory_allocated()
+        result["largest_child"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return result
 
 
@@ -93,6 +98,15 @@ def _pieces(folder: Path, micro: int) -> Iterator[list[Query]]:
     for batch in cycle(batches(folder)):
         for start in range(0, len(batch), micro):
             yield batch[start : start + micro]
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield items, each made by a thread while the one before is used (what peers leave to a data loader)."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item
 
 
 OnLoss = Callable[[float], None]
@@ -130,17 +144,27 @@ def _reference(folder: Path, device: str, precision: str, micro: int) -> Train:
         optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
         batch = batch_size(folder)
 
-        def encoded(model: Splade, texts: list[str], limit: int) -> torch.Tensor:
-            tokens = tokenizer(texts, truncation=True, max_length=limit, padding=True, return_tensors="pt").to(device)
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                return model(**tokens)
+        def tokenized(texts: list[str], limit: int) -> Any:
+            return tokenizer(texts, truncation=True, max_length=limit, padding=True, return_tensors="pt")
 
-        for number, piece in enumerate(islice(_pieces(folder, micro), count)):
-            queries = encoded(student, [query.text for query in piece], TEXT["max_tokens"])
+        def ready(piece: list[Query]) -> tuple[list[Query], Any, Any, Any]:
+            return (
+                piece,
+                tokenized([query.text for query in piece], TEXT["max_tokens"]),
+                tokenized([text for query in piece for text in query.passages], PASSAGE_TOKENS),
+                tokenized([query.rewrite for query in piece], PASSAGE_TOKENS),
+            )
+
+        def encoded(model: Splade, tokens: Any) -> torch.Tensor:
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                return model(**tokens.to(device))
+
+        pieces = _ahead(map(ready, islice(_pieces(folder, micro), count)))
+        for number, (piece, of_queries, of_passages, of_rewrites) in enumerate(pieces):
+            queries = encoded(student, of_queries)
             with torch.no_grad():
-                passages = encoded(frozen, [text for query in piece for text in query.passages], PASSAGE_TOKENS)
-                passages = passages.view(len(piece), NEGATIVES + 1, -1)
-                rewrites = encoded(frozen, [query.rewrite for query in piece], PASSAGE_TOKENS)
+                passages = encoded(frozen, of_passages).view(len(piece), NEGATIVES + 1, -1)
+                rewrites = encoded(frozen, of_rewrites)
                 teacher = torch.einsum("bv,bkv->bk", rewrites, passages)
             scores = torch.einsum("bv,bkv->bk", queries, passages)
             log_p = torch.log_softmax(scores, dim=1)
@@ -172,18 +196,20 @@ def _sentence_transformers(folder: Path, device: str, precision: str, micro: int
         optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
         batch = batch_size(folder)
 
-        def features(texts: list[str], limit: int) -> dict[str, torch.Tensor]:
-            tokens = model.tokenizer(texts, truncation=True, max_length=limit, padding=True, return_tensors="pt")
-            return dict(tokens.to(device))
+        def features(texts: list[str], limit: int) -> Any:
+            return model.tokenizer(texts, truncation=True, max_length=limit, padding=True, return_tensors="pt")
 
-        for number, piece in enumerate(islice(_pieces(folder, micro), count)):
-            # Their trainer reads the teacher's scores from the data set, too.
-            teacher = torch.tensor([query.scores for query in piece], device=device)
+        def ready(piece: list[Query]) -> tuple[list[Query], list[Any]]:
             columns = [features([query.text for query in piece], TEXT["max_tokens"])]
             for place in range(NEGATIVES + 1):
                 columns.append(features([query.passages[place] for query in piece], PASSAGE_TOKENS))
+            return piece, columns
+
+        for number, (piece, columns) in enumerate(_ahead(map(ready, islice(_pieces(folder, micro), count)))):
+            # Their trainer reads the teacher's scores from the data set, too.
+            teacher = torch.tensor([query.scores for query in piece], device=device)
             with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                parts = loss_of(columns, teacher)
+                parts = loss_of([dict(column.to(device)) for column in columns], teacher)
             loss = torch.stack(list(parts.values())).sum()
             (loss * len(piece) / batch).backward()
             if (number + 1) * micro % batch == 0:

@@ -134,6 +134,9 @@ class TrainConfig(Section):
     regularisation: RegularisationConfig = RegularisationConfig()
     shuffle_buffer: PositiveInt = 4096
     """Queries shuffled together in memory; parts are shuffled globally on top."""
+    readers: Operational[NonNegativeInt | None] = None
+    """Processes that read, join and tokenise batches ahead of a training worker; 0: a thread of the worker does it. None: 2
+    for a worker with a GPU, which a thread would hold up, 0 without."""
     validation: ValidationConfig = ValidationConfig()
     checkpoint_steps: Operational[PositiveInt] = 200
     """Optimizer steps between checkpoints; they are uploaded while training goes on."""

@@ -31,8 +31,8 @@ from raydistill.distill.engine import (
     start_engine,
     unclipped_norm,
 )
+from raydistill.distill.reading import Prefetch
 from raydistill.distill.sparsity import Sparsity
-from raydistill.distill.stream import Prefetch
 from raydistill.distill.whole_state import KINDS, WholeState
 from raydistill.encoders.dense import DenseEncoder
 from raydistill.encoders.splade import SpladeModel

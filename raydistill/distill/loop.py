@@ -40,9 +40,11 @@ from raydistill.distill.engine import (
     start_engine,
     unclipped_norm,
 )
+from raydistill.distill.mined import MinedQuery
+from raydistill.distill.reading import Reader, ReadyBatch, Tokens, ready_batches
 from raydistill.distill.sparsity import Sparsity
 from raydistill.distill.step import StepTensors, query_gradients
-from raydistill.distill.stream import CandidateStream, MinedQuery, Prefetch, StepBatch
+from raydistill.distill.stream import CandidateStream
 from raydistill.distill.validation import Finding, Progress, Validator
 from raydistill.distill.whole_state import KINDS, Kind, WholeState, load_parameters
 from raydistill.encoders.encoding import sparse_rows
@@ -53,6 +55,8 @@ from raydistill.storage.artifacts import fingerprint
 
 Record = dict[str, Any]
 _CALIBRATION_QUERIES = 256
+_READERS_OF_A_GPU = 2
+"""Processes that make batches ready ahead of a GPU, where the configuration does not say."""
 
 
 @dataclass(frozen=True)
@@ -152,17 +156,18 @@ class Trainer:
         regularisation.on_collapse is stop.
         """
         config, first = self._config, self.step
-        batches = Prefetch(lambda: self._stream.batches(first))
+        reader = Reader(self._stream, self._tokenizer, self._student.text, tuple(self._pieces))
+        batches = ready_batches(reader, first, self._readers)
         try:
             while not self.is_over:
                 started = time.perf_counter()
-                batch = next(batches)
+                ready = next(batches)
                 waited = time.perf_counter() - started
-                values = self._train_step(batch)
+                values = self._train_step(ready)
                 self.step += 1
                 seconds = time.perf_counter() - started
                 advice = self._sparsity.advice()
-                record = {**values, "step": self.step, "epoch": batch.epoch, **self._pace(seconds, waited)}
+                record = {**values, "step": self.step, "epoch": ready.batch.epoch, **self._pace(seconds, waited)}
                 hooks.log(record if advice is None else {**record, "advice": advice})
                 self._check(values, advice)
                 if self._validator and (self.step % config.validation.every_steps == 0 or self.step == self.steps):
@@ -262,16 +267,24 @@ class Trainer:
 
     # One step.
 
-    def _train_step(self, batch: StepBatch) -> Record:
-        config = self._config
+    @property
+    def _pieces(self) -> list[slice]:
+        return micro_batches(self._config.global_batch, self._config.micro_batch, self._place)
+
+    @property
+    def _readers(self) -> int:
+        """How many processes make batches ready; 0 for a thread."""
+        if self._config.readers is not None:
+            return self._config.readers
+        return _READERS_OF_A_GPU if self._place.device.type == "cuda" else 0
+
+    def _train_step(self, ready: ReadyBatch) -> Record:
+        config, batch, pieces = self._config, ready.batch, self._pieces
         share = learning_rate_share(self.step, self.steps, config.warmup_share, config.schedule)
         set_learning_rate(self.engine, share)
-        pieces = micro_batches(config.global_batch, config.micro_batch, self._place)
-        # A worker beyond the last row takes part with a text of no consequence.
-        texts = [[self.text(query) for query in batch.queries[rows] or batch.queries[:1]] for rows in pieces]
         keep_graph = len(pieces) == 1
         with torch.set_grad_enabled(keep_graph):
-            vectors = [self._seeded_encode(*piece) for piece in zip(texts, pieces, strict=True)]
+            vectors = [self._seeded_encode(*piece) for piece in zip(ready.tokens, pieces, strict=True)]
         own = torch.cat([_filled(each.detach(), config.micro_batch) for each in vectors])
         everyone = gathered(own, self._place)[: config.global_batch]
         tensors = StepTensors.of(batch, self._place.device, config.objective)
@@ -281,7 +294,7 @@ class Trainer:
         undo_average = self._place.workers * len(pieces)
         norm = None
         for number, rows in enumerate(pieces):
-            vector = vectors[number] if keep_graph else self._seeded_encode(texts[number], rows)
+            vector = vectors[number] if keep_graph else self._seeded_encode(ready.tokens[number], rows)
             self.engine.backward((vector * gradients[rows]).sum() * undo_average)
             if number == len(pieces) - 1:
                 norm = unclipped_norm(self.engine)
@@ -290,16 +303,15 @@ class Trainer:
         values["learning_rate"] = config.learning_rate * share
         return values | self._sparsity.advance(everyone, tensors.depth)
 
-    def _seeded_encode(self, texts: Sequence[str], rows: slice) -> Tensor:
+    def _seeded_encode(self, tokens: Tokens, rows: slice) -> Tensor:
         """Return the vectors of a micro-batch, float32 [rows, V]; an empty one encodes its text and returns no row."""
         # Seeded by position and not by history: dropout is the same in both passes of a step, for any number of workers
         # and after any resume.
         torch.manual_seed(hash((self._config.seed, self.step, rows.start)) % 2**63)
-        return self._encode(texts)[: rows.stop - rows.start]
+        return self._encode(*map(torch.from_numpy, tokens))[: rows.stop - rows.start]
 
-    def _encode(self, texts: Sequence[str]) -> Tensor:
-        ids = tokenize(self._tokenizer, list(texts), self._student.text.max_tokens)
-        vectors: Tensor = self.engine(*padded(ids, pad_id(self._tokenizer), self._place.device))
+    def _encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        vectors: Tensor = self.engine(input_ids.to(self._place.device), attention_mask.to(self._place.device))
         return vectors.float()
 
     def _check(self, values: Record, advice: str | None) -> None:
@@ -335,7 +347,9 @@ class Trainer:
         with torch.no_grad():
             for rows in micro_batches(len(validator.turns), self._config.micro_batch, self._place):
                 turns = validator.turns[rows] or validator.turns[:1]
-                vectors = self._encode([self._text(turn.question, history_pairs(turn)) for turn in turns])
+                texts = [self._text(turn.question, history_pairs(turn)) for turn in turns]
+                ids = tokenize(self._tokenizer, texts, self._student.text.max_tokens)
+                vectors = self._encode(*padded(ids, pad_id(self._tokenizer)))
                 mine += validator.search(sparse_rows(vectors[: rows.stop - rows.start]))
         self.engine.train()
         findings = [found for part in gathered_on_first(mine, self._place) for found in part]

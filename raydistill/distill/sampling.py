@@ -68,21 +68,30 @@ def draw(
     random = generator(seed, epoch, query_id)
     ranking = np.argsort(-scores, kind="stable")
     golds = _forced_golds(gold_positions, sampling, random)
-    candidates = ranking if sampling.gold == "none" else ranking[~np.isin(ranking, gold_positions)]
-    ranks = np.flatnonzero(np.isin(ranking, candidates))
-    best = candidates[ranks < sampling.top][: sampling.passages - len(golds)]
+    is_gold = _marked(gold_positions, len(scores))
+    ranks = np.arange(len(ranking)) if sampling.gold == "none" else np.flatnonzero(~is_gold[ranking])
+    candidates = ranking[ranks]
+    best = candidates[: min(int(np.searchsorted(ranks, sampling.top)), sampling.passages - len(golds))]
     others, ranks = candidates[len(best) :], ranks[len(best) :]
-    liked = student_best[np.isin(student_best, others)][
-        : min(sampling.student_top, sampling.passages - len(golds) - len(best))
-    ]
-    left = ~np.isin(others, liked)
-    others, ranks = others[left], ranks[left]
+    liked = student_best[:0]
+    if sampling.student_top and len(student_best):
+        liked = student_best[_marked(others, len(scores))[student_best]]
+        liked = liked[: min(sampling.student_top, sampling.passages - len(golds) - len(best))]
+        left = ~_marked(liked, len(scores))[others]
+        others, ranks = others[left], ranks[left]
     places = min(sampling.passages - len(golds) - len(best) - len(liked), len(others))
     drawn, log_weight = _DRAWS[type(sampling.policy)](sampling.policy, scores[others], ranks, places, random)
     positions = np.concatenate([golds, best, liked, others[drawn]]).astype(np.int64)
     weights = np.zeros(len(positions), dtype=np.float32)
     weights[len(golds) + len(best) + len(liked) :] = log_weight
-    return Sample(positions, np.isin(positions, gold_positions), weights)
+    return Sample(positions, is_gold[positions], weights)
+
+
+def _marked(positions: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
+    """Return bool [size], True at the positions."""
+    marks = np.zeros(size, dtype=bool)
+    marks[positions] = True
+    return marks
 
 
 def _forced_golds(

@@ -9,31 +9,24 @@ Document vectors are joined from the index, never encoded again.
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raydistill.config import SamplingConfig
+from raydistill.distill.mined import COLUMNS, REWRITES, SOURCE, STUDENT_BEST, MinedQuery, MinedTable
 from raydistill.distill.ordering import by_depth, by_source, cut_into_batches
 from raydistill.distill.sampling import draw, generator
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import TrainingError
 from raydistill.storage.artifacts import Artifact, Part
 from raydistill.teachers.combine import Combiner
-
-_COLUMNS = ["query_id", "depth", "question", "history", "gold", "passages", "scores"]
-_REWRITES = ["rewrite_terms", "rewrite_weights"]
-_STUDENT_BEST = "student_best"
-T = TypeVar("T")
 
 
 class PassageVectors(Protocol):
@@ -43,31 +36,6 @@ class PassageVectors(Protocol):
 
     def vectors(self, passages: NDArray[np.int64]) -> SparseBatch:
         """Return the stored vectors of passages (int64 [C], any order, repeats allowed)."""
-
-
-@dataclass(frozen=True)
-class MinedQuery:
-    """One query with its candidates.
-
-    Attributes:
-        query_id, depth, question: of the turn. history: (question, answer) of earlier turns, oldest first.
-        gold: int64 [G] passage numbers. passages: int64 [C] passage numbers.
-        scores: float32 [T, C]; NaN rows for teachers without a rewrite.
-        rewrite: vector {term: weight} of the rewrites as (int32 [n] ascending, float32 [n]), the mean over the teachers that
-            have one; empty where none has, or where the stream was not asked for rewrites.
-        student_best: int64 [S] passage numbers that the student of the round before ranks highest, best first; empty where
-            there was none, or where none of them is always taken.
-    """
-
-    query_id: str
-    depth: int
-    question: str
-    history: tuple[tuple[str, str], ...]
-    gold: NDArray[np.int64]
-    passages: NDArray[np.int64]
-    scores: NDArray[np.float32]
-    rewrite: tuple[NDArray[np.int32], NDArray[np.float32]]
-    student_best: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -132,9 +100,9 @@ class CandidateStream:
     ) -> None:
         self._artifact = candidates
         self._vectors = vectors
-        self._columns = _COLUMNS + (["source"] if sampling.batches == "source" else [])
-        self._columns += _REWRITES if with_rewrites else []
-        self._columns += [_STUDENT_BEST] if sampling.student_top else []
+        self._columns = [*COLUMNS, *([SOURCE] if sampling.batches == "source" else [])]
+        self._columns += REWRITES if with_rewrites else []
+        self._columns += [STUDENT_BEST] if sampling.student_top else []
         self._sampling = sampling
         self._combination = combination
         self._global_batch = global_batch
@@ -150,11 +118,14 @@ class CandidateStream:
         """Return the number of optimizer steps in which every query is visited `epochs` times (rounded up)."""
         return max(1, int(np.ceil(epochs * self.queries / self._global_batch)))
 
-    def batches(self, first_step: int) -> Iterator[StepBatch]:
-        """Yield the global batches from an optimizer step on, for ever."""
+    def batches(self, first_step: int, every: int = 1) -> Iterator[StepBatch]:
+        """Yield the global batches from an optimizer step on, for ever; of `every` steps the first."""
         rows = self._rows(first_step * self._global_batch)
         while True:
-            yield self._batch([next(rows) for _ in range(self._global_batch)])
+            chosen = islice(rows, self._global_batch)
+            yield self._batch([(epoch, table.query(row)) for epoch, table, row in chosen])
+            for _ in islice(rows, (every - 1) * self._global_batch):
+                pass
 
     def sample_queries(self, number: int) -> list[MinedQuery]:
         """Return `number` queries at random (all, where there are fewer), for calibration; always the same ones."""
@@ -162,12 +133,13 @@ class CandidateStream:
         for group in self._groups(0):
             table = self._table(group)
             for row in generator(self._seed, 0, "sample").permutation(len(table))[: number - len(found)]:
-                found.append(_mined_query(table, int(row)))
+                found.append(table.query(int(row)))
             if len(found) == number:
                 break
         return found
 
-    def _rows(self, position: int) -> Iterator[tuple[int, MinedQuery]]:
+    def _rows(self, position: int) -> Iterator[tuple[int, MinedTable, int]]:
+        """Yield (epoch, table, row) of every query from a position on."""
         epoch, skip = divmod(position, self.queries)
         while True:
             start = epoch * self.queries
@@ -176,20 +148,19 @@ class CandidateStream:
                 if skip < size:
                     table = self._table(group)
                     for row in self._order(table, start, generator(self._seed, epoch, f"group {number}"))[skip:]:
-                        yield epoch, _mined_query(table, int(row))
+                        yield epoch, table, int(row)
                 start += size
                 skip = max(0, skip - size)
             epoch += 1
 
-    def _order(self, table: pa.Table, position: int, random: np.random.Generator) -> NDArray[np.int64]:
+    def _order(self, table: MinedTable, position: int, random: np.random.Generator) -> NDArray[np.int64]:
         """Return the order of a group's rows, int64 [rows]; `position` is that of its first row in the stream."""
         if self._sampling.batches == "mixed":
             return random.permutation(len(table))
         if self._sampling.batches == "depth":
-            ordered = by_depth(table.column("depth").to_numpy(), _text_lengths(table), random)
+            ordered = by_depth(table.depths, table.text_lengths(), random)
         else:
-            sources = table.column("source").combine_chunks().dictionary_encode().indices.to_numpy()
-            ordered = by_source(sources, random)
+            ordered = by_source(table.sources(), random)
         return cut_into_batches(ordered, position, self._global_batch, random)
 
     def _groups(self, epoch: int) -> list[list[Part]]:
@@ -205,9 +176,10 @@ class CandidateStream:
             size += part.rows
         return groups
 
-    def _table(self, group: Sequence[Part]) -> pa.Table:
+    def _table(self, group: Sequence[Part]) -> MinedTable:
         # Not pq.read_table, which loads Arrow's data sets and pandas: 40 MB more in every training worker.
-        return pa.concat_tables([pq.ParquetFile(self._artifact.fetch(part)).read(self._columns) for part in group])
+        files = [pq.ParquetFile(self._artifact.fetch(part)) for part in group]
+        return MinedTable(pa.concat_tables([file.read(self._columns) for file in files]))
 
     def _batch(self, rows: Sequence[tuple[int, MinedQuery]]) -> StepBatch:
         size, places, teachers = len(rows), self._sampling.passages, len(rows[0][1].scores)
@@ -221,7 +193,8 @@ class CandidateStream:
         numbers: list[NDArray[np.int64]] = []
         filled = 0
         for row, (epoch, query) in enumerate(rows):
-            is_gold = np.isin(query.passages, query.gold)
+            is_gold = np.zeros(len(query.passages), dtype=bool)
+            is_gold[_positions_in(query.passages, query.gold)] = True
             scores = self._combination(query.scores, is_gold).astype(np.float32)
             usable = np.flatnonzero(np.isfinite(scores))
             golds = np.flatnonzero(is_gold[usable])
@@ -250,51 +223,11 @@ class CandidateStream:
             positive=positive,
             log_weight=log_weight,
             gold=gold,
-            excluded=np.stack([np.isin(passages, query.gold) for _, query in rows]),
+            excluded=occurrences(passages, [query.gold for _, query in rows]),
             depth=np.asarray([query.depth for _, query in rows], dtype=np.int64),
             rewrites=_stacked([query.rewrite for _, query in rows], self._vectors.vocabulary_size),
             epoch=rows[0][0],
         )
-
-
-def _text_lengths(table: pa.Table) -> NDArray[np.int64]:
-    """Return the number of characters of each row's question and history, int64 [rows]."""
-    history = table.column("history").combine_chunks()
-    turns = history.flatten()
-    of_turn = pc.add(pc.utf8_length(pc.struct_field(turns, "question")), pc.utf8_length(pc.struct_field(turns, "answer")))
-    sums = np.concatenate([[0], np.cumsum(of_turn.to_numpy(zero_copy_only=False))])
-    ends = np.cumsum(pc.list_value_length(history).to_numpy(zero_copy_only=False))
-    starts = np.concatenate([[0], ends[:-1]])
-    questions = pc.utf8_length(table.column("question")).to_numpy()
-    return np.asarray(questions + sums[ends] - sums[starts], dtype=np.int64)
-
-
-def _mined_query(table: pa.Table, row: int) -> MinedQuery:
-    values = {name: table.column(name)[row] for name in table.column_names}
-    passages = _array(values["passages"], np.int64)
-    scores = [
-        np.full(len(passages), np.nan, dtype=np.float32) if not teacher.is_valid else _array(teacher, np.float32)
-        for teacher in values["scores"]
-    ]
-    vectors = [
-        (_array(terms, np.int32), _array(weights, np.float32))
-        for terms, weights in zip(*(values.get(name, ()) for name in _REWRITES), strict=True)
-        if terms.is_valid
-    ]
-    return MinedQuery(
-        query_id=values["query_id"].as_py(),
-        depth=values["depth"].as_py(),
-        question=values["question"].as_py(),
-        history=tuple((turn["question"], turn["answer"]) for turn in values["history"].as_py()),
-        gold=_array(values["gold"], np.int64),
-        passages=passages,
-        scores=np.stack(scores),
-        rewrite=_mean_vector(vectors),
-        # The first round's candidates have none.
-        student_best=_array(values[_STUDENT_BEST], np.int64)
-        if _STUDENT_BEST in values and values[_STUDENT_BEST].is_valid
-        else np.zeros(0, dtype=np.int64),
-    )
 
 
 def _positions_in(passages: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -305,15 +238,17 @@ def _positions_in(passages: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDA
     return places[held]
 
 
-def _mean_vector(
-    vectors: Sequence[tuple[NDArray[np.int32], NDArray[np.float32]]],
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Return the mean of sparse vectors, terms ascending."""
-    terms = np.concatenate([np.zeros(0, dtype=np.int32), *(terms for terms, _ in vectors)])
-    weights = np.concatenate([np.zeros(0, dtype=np.float32), *(weights for _, weights in vectors)])
-    found, column = np.unique(terms, return_inverse=True)
-    sums = np.bincount(column, weights=weights, minlength=len(found)) / max(1, len(vectors))
-    return found, sums.astype(np.float32)
+def occurrences(passages: NDArray[np.int64], wanted: Sequence[NDArray[np.int64]]) -> NDArray[np.bool_]:
+    """Return bool [len(wanted), P]: which of the passages (any order, repeats allowed) are among each of the wanted ones."""
+    order = np.argsort(passages, kind="stable")
+    ordered = passages[order]
+    found = np.zeros((len(wanted), len(passages)), dtype=bool)
+    of_row = np.repeat(np.arange(len(wanted)), [len(each) for each in wanted])
+    every = np.concatenate(wanted)
+    starts, stops = np.searchsorted(ordered, every, side="left"), np.searchsorted(ordered, every, side="right")
+    for pair in np.flatnonzero(stops > starts):
+        found[of_row[pair], order[starts[pair] : stops[pair]]] = True
+    return found
 
 
 def _stacked(rows: Sequence[tuple[NDArray[np.int32], NDArray[np.float32]]], vocabulary_size: int) -> SparseBatch:
@@ -323,63 +258,3 @@ def _stacked(rows: Sequence[tuple[NDArray[np.int32], NDArray[np.float32]]], voca
         np.concatenate([weights for _, weights in rows]),
         vocabulary_size,
     )
-
-
-def _array(scalar: Any, dtype: type) -> NDArray[Any]:
-    """Return a list scalar as an array; absent entries become NaN in floating-point arrays."""
-    return np.asarray(scalar.values.to_numpy(zero_copy_only=False), dtype=dtype)
-
-
-class Prefetch(Generic[T]):
-    """An iterator that works ahead in a thread, so that training does not wait for reading and joining.
-
-    Args:
-        source: makes the iterator; called, and worked through, in the thread.
-        ahead: items kept ready; one more is in the making. Memory grows with it.
-    """
-
-    def __init__(self, source: Callable[[], Iterator[T]], ahead: int = 2) -> None:
-        self.waited = 0.0
-        """Seconds that the consumer has spent waiting for items."""
-        self._end: BaseException | None = None
-        self._queue: queue.Queue[T | BaseException] = queue.Queue(maxsize=ahead)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._fill, args=(source,), daemon=True)
-        self._thread.start()
-
-    def _fill(self, source: Callable[[], Iterator[T]]) -> None:
-        try:
-            for item in source():
-                if not self._put(item):
-                    return
-            self._put(StopIteration())
-        except BaseException as error:  # handed to the consumer, which raises it
-            self._put(error)
-
-    def _put(self, item: T | BaseException) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def __iter__(self) -> Iterator[T]:
-        return self
-
-    def __next__(self) -> T:
-        if self._end is not None:
-            raise self._end
-        started = time.perf_counter()
-        item = self._queue.get()
-        self.waited += time.perf_counter() - started
-        if isinstance(item, BaseException):
-            self._end = item
-            raise item
-        return item
-
-    def close(self) -> None:
-        """Stop working ahead and wait for the thread."""
-        self._stop.set()
-        self._thread.join()

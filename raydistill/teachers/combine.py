@@ -67,6 +67,9 @@ def combine(
     values = scores.astype(np.float64)
     given = _checked_weights(weights, how, values.shape[-2])
     absent: NDArray[np.bool_] = np.isnan(values)
+    if how == "mean" and len(given) and (given > 0).all() and not absent.any():
+        # What training asks for at every query, without the dozen passes that absence needs.
+        return np.asarray((values * given[:, None]).sum(axis=-2) / given.sum()).astype(scores.dtype)
     teachers = ~np.all(absent, axis=-1, keepdims=True)
     heard = teachers & (given > 0)[:, None]
     teachers = np.where(heard.any(axis=-2, keepdims=True), heard, teachers)

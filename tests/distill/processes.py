@@ -36,9 +36,8 @@ def start(work: Callable[[int, int, Any], None], workers: int, spec: Any, folder
     meeting = f"file://{folder}/{uuid.uuid4().hex}"
     processes: list[BaseProcess] = []
     for rank in range(workers):
-        process: BaseProcess = context.Process(
-            target=_member, args=(work, rank, workers, spec, meeting, folder), daemon=True
-        )
+        # Not daemons, which could have no processes of their own; `finish` ends what does not end.
+        process: BaseProcess = context.Process(target=_member, args=(work, rank, workers, spec, meeting, folder))
         process.start()
         processes.append(process)
     return processes

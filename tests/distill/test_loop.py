@@ -104,6 +104,14 @@ def test_twenty_steps_are_the_same_however_they_are_spread(
     assert_same_parameters(spread, alone, 1e-5)
 
 
+def test_processes_that_make_batches_ready_change_nothing(
+    world: Mined, tiny_encoder: str, tmp_path: Path, alone: Path
+) -> None:
+    read_ahead = trained(world, tiny_encoder, tmp_path / "run", 1, 8, 0, readers=2)
+    np.testing.assert_array_equal(table(read_ahead), table(alone))
+    assert_same_parameters(read_ahead, alone, 0.0)
+
+
 TARGET = {"terms": "flops + 0.001*l1", "target": "l0<=40", "per_depth": True}
 
 

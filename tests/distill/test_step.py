@@ -11,10 +11,11 @@ from torch import Tensor
 
 from raydistill.config import RegularisationConfig
 from raydistill.config.objective import Objective
+from raydistill.distill.mined import MinedQuery
 from raydistill.distill.objectives import StepScores, distillation_loss
 from raydistill.distill.sparsity import Sparsity
 from raydistill.distill.step import StepTensors, all_scores, own_scores, query_gradients
-from raydistill.distill.stream import MinedQuery, StepBatch
+from raydistill.distill.stream import StepBatch
 from raydistill.encoders.batch import SparseBatch
 
 QUERIES, PLACES, TERMS, TEACHERS = 6, 5, 40, ("mistral", "t5")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 from raydistill.config import SamplingConfig
 from raydistill.distill.ordering import by_depth, by_source, cut_into_batches
 from raydistill.distill.sampling import generator
-from raydistill.distill.stream import CandidateStream, Prefetch, StepBatch
+from raydistill.distill.stream import CandidateStream, StepBatch, occurrences
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import TrainingError
 from raydistill.index.publish import IndexVersion
@@ -119,6 +118,25 @@ def test_cutting_keeps_every_row_and_neighbours_together(size: int, position: in
     where = np.argsort(ordered)
     for start in range(head, size - batch + 1, batch):
         assert np.ptp(where[got[start : start + batch]]) == batch - 1, "a batch is a run of the order"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_nth_batch_is_one_of_all(mined: Mined, kind: str) -> None:
+    whole = list(islice(stream(mined, 9, batches=kind).batches(2), 12))
+    for first in range(3):
+        for found, wanted in zip(stream(mined, 9, batches=kind).batches(2 + first, every=3), whole[first::3], strict=False):
+            assert_equal(found, wanted)
+            if wanted is whole[9 + first]:
+                break
+
+
+@given(st.lists(st.integers(0, 9), max_size=20), st.lists(st.lists(st.integers(0, 12), max_size=4), min_size=1, max_size=5))
+@settings(max_examples=200, deadline=None)
+def test_occurrences_are_those_that_a_look_at_each_finds(passages: list[int], wanted: list[list[int]]) -> None:
+    numbers = np.asarray(passages, dtype=np.int64)
+    found = occurrences(numbers, [np.asarray(each, dtype=np.int64) for each in wanted])
+    assert found.shape == (len(wanted), len(passages))
+    np.testing.assert_array_equal(found, [np.isin(numbers, each) for each in wanted])
 
 
 def test_another_seed_gives_another_order(mined: Mined) -> None:
@@ -230,41 +248,3 @@ def test_nothing_to_train_on_is_an_error(mined: Mined) -> None:
     ArtifactWriter(empty).commit([], {})
     with pytest.raises(TrainingError, match="nothing to train on"):
         stream((empty, index))
-
-
-def test_prefetch_hands_on_items_in_order_and_errors_at_their_place() -> None:
-    def source():  # type: ignore[no-untyped-def]
-        yield from range(5)
-        raise TrainingError("the source broke")
-
-    prefetch = Prefetch(source)
-    assert [next(prefetch) for _ in range(5)] == list(range(5))
-    with pytest.raises(TrainingError, match="the source broke"):
-        next(prefetch)
-    prefetch.close()
-
-
-def test_a_prefetch_of_something_finite_ends_and_stays_ended() -> None:
-    prefetch = Prefetch(lambda: iter(range(3)), ahead=1)
-    assert list(prefetch) == [0, 1, 2]
-    assert list(prefetch) == []
-    prefetch.close()
-
-
-def test_a_prefetch_counts_the_time_its_consumer_stands_waiting() -> None:
-    def slow():  # type: ignore[no-untyped-def]
-        for number in range(3):
-            time.sleep(0.05)
-            yield number
-
-    prefetch = Prefetch(slow, ahead=3)
-    assert list(prefetch) == [0, 1, 2]
-    assert prefetch.waited > 0
-    prefetch.close()
-
-
-def test_closing_a_prefetch_ends_its_thread_though_nobody_reads() -> None:
-    prefetch = Prefetch(lambda: iter(range(1_000_000)))
-    assert next(prefetch) == 0
-    prefetch.close()
-    assert not prefetch._thread.is_alive()

@@ -1,0 +1,139 @@
+"""Batches made ready ahead: the same ones in order, whether a thread or processes make them, and errors at their place."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from itertools import count
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
+
+from raydistill.config import SamplingConfig, TextConfig
+from raydistill.distill.reading import Prefetch, Reader, ReaderProcesses, ready_batches
+from raydistill.distill.stream import CandidateStream
+from raydistill.encoders.batch import SparseBatch
+from raydistill.errors import DataError, TrainingError
+from raydistill.index.forward import ForwardVectors
+from raydistill.index.publish import IndexVersion
+from raydistill.storage.artifacts import Artifact
+from raydistill.teachers.combine import Combiner
+from tests.distill.test_stream import assert_equal
+
+Mined = tuple[Artifact, IndexVersion]
+
+
+class VectorsThatBreak(ForwardVectors):
+    """Hold the passages of two batches, and no more."""
+
+    asked = 0
+
+    def vectors(self, passages: NDArray[np.int64]) -> SparseBatch:
+        self.asked += 1
+        if self.asked > 2:
+            raise DataError("a segment is damaged")
+        return super().vectors(passages)
+
+
+def reader(mined: Mined, encoder: str, vectors: type[ForwardVectors] = ForwardVectors) -> Reader:
+    candidates, index = mined
+    sampling = SamplingConfig(passages=6, top=1, policy="window(first=2, last=30)")
+    stream = CandidateStream(candidates, vectors(index), sampling, Combiner("mean"), 4, 3, 9)
+    return Reader(stream, AutoTokenizer.from_pretrained(encoder), TextConfig(max_tokens=64), (slice(0, 3), slice(3, 4)))
+
+
+def taken(batches: Any, number: int) -> list[Any]:
+    return [next(batches) for _ in range(number)]
+
+
+def test_processes_make_the_batches_of_a_thread_in_order(mined: Mined, tiny_encoder: str) -> None:
+    thread = ready_batches(reader(mined, tiny_encoder), 3, 0)
+    wanted = taken(thread, 9)
+    thread.close()
+    assert isinstance(thread, Prefetch)
+    processes = ready_batches(reader(mined, tiny_encoder), 3, 2)
+    found = taken(processes, 9)
+    processes.close()
+    for one, other in zip(found, wanted, strict=True):
+        assert_equal(one.batch, other.batch)
+        for pieces in zip(one.tokens, other.tokens, strict=True):
+            for left, right in zip(*pieces, strict=True):
+                np.testing.assert_array_equal(left, right)
+    rows = [mask.sum(axis=1) for _ids, mask in wanted[0].tokens]
+    assert [len(each) for each in rows] == [3, 1], "one a micro-batch"
+    assert all(each.min() > 2 for each in rows)
+
+
+def test_a_worker_beyond_the_last_row_gets_a_text_all_the_same(mined: Mined, tiny_encoder: str) -> None:
+    whole = reader(mined, tiny_encoder)
+    beyond = Reader(whole.stream, whole.tokenizer, whole.text, (slice(4, 4),))
+    assert next(beyond.batches(0)).tokens[0][0].shape[0] == 1
+
+
+def test_an_error_in_a_process_comes_at_its_batch_and_reads_as_it_is(mined: Mined, tiny_encoder: str) -> None:
+    batches = ReaderProcesses(reader(mined, tiny_encoder, VectorsThatBreak), 0, 1)
+    taken(batches, 2)
+    with pytest.raises(DataError, match=r"^a segment is damaged$"):
+        next(batches)
+    batches.close()
+
+
+def test_a_process_that_is_killed_ends_the_training_that_waits_for_it(mined: Mined, tiny_encoder: str) -> None:
+    batches = ReaderProcesses(reader(mined, tiny_encoder), 0, 1)
+    next(batches)
+    os.kill(batches.processes[0], signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="has ended, often for want of memory"):
+        taken(batches, 10)
+    batches.close()
+
+
+def test_closing_ends_the_processes(mined: Mined, tiny_encoder: str) -> None:
+    batches = ReaderProcesses(reader(mined, tiny_encoder), 0, 2)
+    next(batches)
+    running = batches.processes
+    batches.close()
+    for process in running:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+def test_prefetch_hands_on_items_in_order_and_errors_at_their_place() -> None:
+    def source():  # type: ignore[no-untyped-def]
+        yield from range(5)
+        raise TrainingError("the source broke")
+
+    prefetch = Prefetch(source)
+    assert [next(prefetch) for _ in range(5)] == list(range(5))
+    with pytest.raises(TrainingError, match="the source broke"):
+        next(prefetch)
+    prefetch.close()
+
+
+def test_a_prefetch_of_something_finite_ends_and_stays_ended() -> None:
+    prefetch = Prefetch(lambda: iter(range(3)), ahead=1)
+    assert list(prefetch) == [0, 1, 2]
+    assert list(prefetch) == []
+    prefetch.close()
+
+
+def test_a_prefetch_counts_the_time_its_consumer_stands_waiting() -> None:
+    def slow():  # type: ignore[no-untyped-def]
+        for number in range(3):
+            time.sleep(0.05)
+            yield number
+
+    prefetch = Prefetch(slow, ahead=3)
+    assert list(prefetch) == [0, 1, 2]
+    assert prefetch.waited > 0
+    prefetch.close()
+
+
+def test_closing_a_prefetch_ends_its_thread_though_nobody_reads() -> None:
+    prefetch = Prefetch(count)
+    assert next(prefetch) == 0
+    prefetch.close()
+    assert not prefetch._thread.is_alive()
