@@ -136,7 +136,7 @@ class TrainConfig(Section):
     """Queries shuffled together in memory; parts are shuffled globally on top."""
     readers: Operational[NonNegativeInt | None] = None
     """Processes that read, join and tokenise batches ahead of a training worker; 0: a thread of the worker does it. None: 2
-    for a worker with a GPU, which a thread would hold up, 0 without."""
+    for a worker with a GPU, which a thread would hold up, 0 without. workers.cpus should count them."""
     validation: ValidationConfig = ValidationConfig()
     checkpoint_steps: Operational[PositiveInt] = 200
     """Optimizer steps between checkpoints; they are uploaded while training goes on."""
