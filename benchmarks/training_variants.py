@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -52,8 +51,8 @@ def measure(variant: str, folder: Path, device: str, precision: str, micro: int,
 
     Returns:
         queries_per_second; first_loss, of the first whole batch (None when there was none); and bytes: baseline (resident
-        after the imports), peak (highest resident), above_baseline; on cuda also peak_device, and largest_child, the
-        highest resident of a process that reads ahead (0: there is none).
+        after the imports), peak (highest resident), above_baseline; on cuda also peak_device. Processes that read ahead of
+        a GPU are not weighed.
     """
     train = VARIANTS[variant](folder, device, precision, micro)  # imports happen here, models load when it is called
     import transformers.models.bert.modeling_bert  # noqa: F401  (120 MB that every variant imports when its model loads)
@@ -85,7 +84,6 @@ def measure(variant: str, folder: Path, device: str, precision: str, micro: int,
         import torch
 
         result["peak_device"] = torch.cuda.max_memory_allocated()
-        result["largest_child"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return result
 
 

@@ -7,11 +7,15 @@ batch. Either way the batches are the same ones, in order.
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -141,14 +145,15 @@ class Prefetch(Generic[T]):
 
 
 class ReaderProcesses:
-    """Batches made ready by processes, each every n-th one, `_AHEAD` of them ahead; an error is raised at its batch's place.
+    """Batches made ready by processes, each every n-th one and `_AHEAD` ahead; an error is raised at its batch's place.
 
     Memory: a process holds what a stream holds, and its imports (0.4 GiB with the CPU build of torch).
     """
 
     def __init__(self, reader: Reader, first_step: int, processes: int) -> None:
+        seen_by_readers, self._held = multiprocessing.Pipe(duplex=False)
         loader = DataLoader(
-            _EveryNth(reader, first_step),
+            _EveryNth(reader, first_step, seen_by_readers),
             batch_size=None,
             num_workers=processes,
             prefetch_factor=_AHEAD,
@@ -159,11 +164,15 @@ class ReaderProcesses:
             generator=torch.Generator(),  # what it draws must not touch the training's random state
         )
         self._items = iter(loader)
+        seen_by_readers.close()
 
     def __next__(self) -> ReadyBatch:
         try:
             item = next(self._items)
-        except RuntimeError as error:  # not a sentence of ours: training starts again from its last checkpoint
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            # Not an error of ours, which would end the run: training starts again from its last checkpoint.
             raise RuntimeError(
                 f"a process that makes batches ready has ended, often for want of memory ({error}); train.readers=0 leaves "
                 "its work to the training worker"
@@ -180,20 +189,30 @@ class ReaderProcesses:
     def close(self) -> None:
         """End the processes."""
         self._items._shutdown_workers()  # type: ignore[attr-defined]
+        self._held.close()
 
 
 class _EveryNth(IterableDataset[Any]):
-    def __init__(self, reader: Reader, first_step: int) -> None:
+    def __init__(self, reader: Reader, first_step: int, trainer: Connection) -> None:
         self._reader = reader
         self._first_step = first_step
+        self._trainer = trainer
 
     def __iter__(self) -> Iterator[ReadyBatch | RaydistillError]:
         worker = get_worker_info()
         assert worker is not None
+        threading.Thread(target=_end_with, args=(self._trainer,), daemon=True).start()
         try:
             yield from self._reader.batches(self._first_step + worker.id, worker.num_workers)
         except RaydistillError as error:  # as it is; the loader would wrap a traceback around it
             yield error
+
+
+def _end_with(trainer: Connection) -> None:
+    """End this process when the trainer's has ended, however it did: the fork server, its parent, would live on with it."""
+    with contextlib.suppress(EOFError, OSError):
+        trainer.recv_bytes()
+    os._exit(1)
 
 
 def _as_it_is(item: T) -> T:
