@@ -80,7 +80,7 @@ def held_out() -> ConversationSet:
 def test_the_best_validation_becomes_the_student(ray_cluster: None, mined: Mined, tiny_encoder: str, tmp_path: Path) -> None:
     fields = {"validation": {"every_steps": 2, "measure": "RR", "patience": 2}, "loggers": {"tensorboard": True}}
     # A learning rate that ruins the student at once: the first validation is the best, and patience ends the training.
-    settings = config(mined, tiny_encoder, epochs=4, learning_rate=0.01, **fields)
+    settings = config(mined, tiny_encoder, epochs=4, learning_rate=0.01, readers=1, **fields)
     student = train(settings, *mined, held_out())
     validations = validation_records(settings, student)
     best = max(validations, key=lambda record: (record["RR"], -record["step"]))
@@ -97,6 +97,19 @@ def test_the_best_validation_becomes_the_student(ray_cluster: None, mined: Mined
     events = [info.key for info in open_store(settings.root).list("runs/tiny/training/")]
     assert any("/tensorboard/00000000/events." in key for key in events)
     assert student_artifact(settings, *mined) != student
+
+
+def test_a_target_that_the_student_does_not_hold_is_said_on_the_driver(
+    ray_cluster: None, mined: Mined, tiny_encoder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = {"regularisation": {"target": "l0<=2"}, "validation": {"every_steps": 1, "keep": "last"}}
+    settings = config(mined, tiny_encoder, epochs=0.3, **fields)
+    with caplog.at_level(logging.WARNING, logger="raydistill"):
+        student = train(settings, *mined, held_out())
+    last = validation_records(settings, student)[-1]
+    assert last["l0"] > 2.1
+    expected = f"the student of step {last['step']:g} exceeds its target: l0 is {last['l0']:.4g} "
+    assert [record for record in caplog.records if expected in record.getMessage()]
 
 
 def test_a_student_starts_the_next_one(ray_cluster: None, mined: Mined, tiny_encoder: str, tmp_path: Path) -> None:
