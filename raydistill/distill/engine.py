@@ -86,9 +86,8 @@ def start_engine(model: nn.Module, groups: list[dict[str, Any]], config: TrainCo
         group["initial_lr"] = group["lr"]
         # Some of DeepSpeed's optimizers step once with zero gradients while they are made: it must not decay weights.
         group["lr"] = 0.0
-    # On the CPU the plain optimizer makes copies of the largest parameter, three at a time; the fused one makes none. On a
-    # GPU the fused one wants its step counters there, and they are not; the default takes many parameters at a time.
-    optimizer = torch.optim.AdamW(groups, fused=True if place.device.type == "cpu" else None)
+    # On the CPU the plain optimizer makes copies of the largest parameter, three at a time; the fused one makes none.
+    optimizer = torch.optim.AdamW(groups, fused=place.device.type == "cpu")
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=engine_settings(config, place.workers))
     if place.workers == 1 and not engine.zero_optimization():
         # DeepSpeed would copy all gradients into one buffer, average them over one worker, and copy them back.

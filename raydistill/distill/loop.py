@@ -41,7 +41,7 @@ from raydistill.distill.engine import (
     unclipped_norm,
 )
 from raydistill.distill.mined import MinedQuery
-from raydistill.distill.reading import Reader, ReadyBatch, Tokens, ready_batches
+from raydistill.distill.reading import Reader, ReadyBatch, Tokens, reading_processes, ready_batches
 from raydistill.distill.sparsity import Sparsity
 from raydistill.distill.step import StepTensors, query_gradients
 from raydistill.distill.stream import CandidateStream
@@ -55,8 +55,6 @@ from raydistill.storage.artifacts import fingerprint
 
 Record = dict[str, Any]
 _CALIBRATION_QUERIES = 256
-_READERS_OF_A_GPU = 2
-"""Processes that make batches ready ahead of a GPU, where the configuration does not say."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ class Trainer:
         """
         config, first = self._config, self.step
         reader = Reader(self._stream, self._tokenizer, self._student.text, tuple(self._pieces))
-        batches = ready_batches(reader, first, self._readers)
+        batches = ready_batches(reader, first, reading_processes(config, self._place.device))
         try:
             while not self.is_over:
                 started = time.perf_counter()
@@ -270,13 +268,6 @@ class Trainer:
     @property
     def _pieces(self) -> list[slice]:
         return micro_batches(self._config.global_batch, self._config.micro_batch, self._place)
-
-    @property
-    def _readers(self) -> int:
-        """How many processes make batches ready; 0 for a thread."""
-        if self._config.readers is not None:
-            return self._config.readers
-        return _READERS_OF_A_GPU if self._place.device.type == "cuda" else 0
 
     def _train_step(self, ready: ReadyBatch) -> Record:
         config, batch, pieces = self._config, ready.batch, self._pieces

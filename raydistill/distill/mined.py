@@ -73,7 +73,7 @@ class MinedTable:
         return len(self.depths)
 
     def query(self, row: int) -> MinedQuery:
-        """Return one row; its arrays are views."""
+        """Return one row; its gold, passages and student_best are read-only views of the table."""
         passages = self._passages[row]
         scores = self._scores[row]
         absent = np.full(len(passages), np.nan, dtype=np.float32)

@@ -1,29 +1,31 @@
 """Batches made ready ahead of training: read, joined with the passages' vectors and tokenised while the device computes.
 
-On a CPU a thread of the worker does it, which costs no memory. A GPU's step is a thousand launches in some milliseconds,
-and each would wait for a thread that holds the interpreter: there, processes do it (PyTorch's DataLoader), each every n-th
-batch. Either way the batches are the same ones, in order.
+On a CPU a thread of the worker does it, which needs no second process. A GPU's step is a thousand launches in some
+milliseconds, and each would wait for a thread that holds the interpreter: there, processes do it, each every n-th batch.
+Either way the batches are the same ones, in order.
+
+Every process has a pipe of its own. The queue that PyTorch's DataLoader shares among its processes never ends for a trainer
+when one of them is killed in the middle of a batch: the others hold it open.
 """
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from raydistill.config import TextConfig
+from raydistill.config import TextConfig, TrainConfig
 from raydistill.conversations.text import student_text
 from raydistill.distill.stream import CandidateStream, StepBatch
 from raydistill.encoders.tokens import pad_id, padded, tokenize
@@ -33,11 +35,13 @@ T = TypeVar("T")
 Tokens = tuple[NDArray[np.int64], NDArray[np.int64]]
 """input_ids and attention_mask, [rows, longest]; arrays, which travel between processes without file descriptors."""
 _AHEAD = 2
+_OF_A_GPU = 2
+"""Processes that make batches ready for a GPU, where the configuration does not say. With four an H100 was slower."""
 
 
 @dataclass(frozen=True)
 class ReadyBatch:
-    """A global batch, and the token ids of this worker's micro-batches of it."""
+    """A global batch without its queries, and the token ids of this worker's micro-batches of it."""
 
     batch: StepBatch
     tokens: tuple[Tokens, ...]
@@ -49,7 +53,8 @@ class Reader:
 
     Attributes:
         stream: global batches.
-        tokenizer: the student's. A thread may use it while validation does: settings that are set already change nothing.
+        tokenizer: the student's. A thread may use it while validation does: the first batch sets its truncation before any
+            validation, which asks for the same.
         text: the student's text form.
         pieces: rows of a batch that the worker encodes, one slice a micro-batch.
     """
@@ -70,7 +75,8 @@ class Reader:
                 texts = [student_text(query.question, query.history, self.text, separator) for query in queries]
                 ids, mask = padded(tokenize(self.tokenizer, texts, self.text.max_tokens), padding)
                 tokens.append((ids.numpy(), mask.numpy()))
-            yield ReadyBatch(batch, tuple(tokens))
+            # Nobody asks for the queries again, and they are most of what a process would have to send.
+            yield ReadyBatch(replace(batch, queries=()), tuple(tokens))
 
 
 class Ahead(Protocol):
@@ -80,6 +86,13 @@ class Ahead(Protocol):
 
     def close(self) -> None:
         """Stop working ahead."""
+
+
+def reading_processes(config: TrainConfig, device: torch.device) -> int:
+    """Return how many processes make batches ready for a worker on a device; 0 for a thread."""
+    if config.readers is not None:
+        return config.readers
+    return _OF_A_GPU if device.type == "cuda" else 0
 
 
 def ready_batches(reader: Reader, first_step: int, processes: int) -> Ahead:
@@ -145,75 +158,75 @@ class Prefetch(Generic[T]):
 
 
 class ReaderProcesses:
-    """Batches made ready by processes, each every n-th one and `_AHEAD` ahead; an error is raised at its batch's place.
+    """Batches made ready by processes, each every n-th one and some ahead; an error is raised at its batch's place.
 
-    Memory: a process holds what a stream holds, and its imports (0.4 GiB with the CPU build of torch).
+    They end with the trainer, however it ends: nobody else holds the other end of their pipes.
+
+    Memory: a process holds what a stream holds, `_AHEAD` + 2 batches, and its imports (0.4 GiB with the CPU build of torch).
     """
 
     def __init__(self, reader: Reader, first_step: int, processes: int) -> None:
-        seen_by_readers, self._held = multiprocessing.Pipe(duplex=False)
-        loader = DataLoader(
-            _EveryNth(reader, first_step, seen_by_readers),
-            batch_size=None,
-            num_workers=processes,
-            prefetch_factor=_AHEAD,
-            collate_fn=_as_it_is,
-            # A forked copy of a process with CUDA, Ray's threads and open connections may hang; a spawned one sometimes
-            # aborts at its end, where the interpreter is taken down under the thread that sends.
-            multiprocessing_context="forkserver",
-            generator=torch.Generator(),  # what it draws must not touch the training's random state
-        )
-        self._items = iter(loader)
-        seen_by_readers.close()
+        # A forked copy of a process with CUDA, Ray's threads and open connections may hang; a fork server has none of them.
+        context = multiprocessing.get_context("forkserver")
+        self._error: Exception | None = None
+        self._turn = 0
+        self._readers: list[tuple[Any, Connection]] = []
+        for number in range(processes):
+            received, sent = context.Pipe(duplex=False)
+            process = context.Process(target=_send, args=(sent, reader, first_step + number, processes), daemon=True)
+            process.start()
+            sent.close()  # the process alone holds it, so that its end is the end of the pipe
+            self._readers.append((process, received))
 
     def __next__(self) -> ReadyBatch:
-        try:
-            item = next(self._items)
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
-                raise
-            # Not an error of ours, which would end the run: training starts again from its last checkpoint.
-            raise RuntimeError(
-                f"a process that makes batches ready has ended, often for want of memory ({error}); train.readers=0 leaves "
-                "its work to the training worker"
-            ) from error
-        if isinstance(item, RaydistillError):
+        if self._error is not None:
+            raise self._error
+        process, received = self._readers[self._turn % len(self._readers)]
+        self._turn += 1
+        item = _received(received, process)
+        if isinstance(item, Exception):
+            self._error = item
             raise item
         return item
 
     @property
     def processes(self) -> list[int]:
         """Their process ids."""
-        return [worker.pid for worker in self._items._workers]  # type: ignore[attr-defined]
+        return [process.pid for process, _ in self._readers]
 
     def close(self) -> None:
         """End the processes."""
-        self._items._shutdown_workers()  # type: ignore[attr-defined]
-        self._held.close()
+        for process, received in self._readers:
+            received.close()
+            process.terminate()
+        for process, _ in self._readers:
+            process.join()
 
 
-class _EveryNth(IterableDataset[Any]):
-    def __init__(self, reader: Reader, first_step: int, trainer: Connection) -> None:
-        self._reader = reader
-        self._first_step = first_step
-        self._trainer = trainer
-
-    def __iter__(self) -> Iterator[ReadyBatch | RaydistillError]:
-        worker = get_worker_info()
-        assert worker is not None
-        threading.Thread(target=_end_with, args=(self._trainer,), daemon=True).start()
-        try:
-            yield from self._reader.batches(self._first_step + worker.id, worker.num_workers)
-        except RaydistillError as error:  # as it is; the loader would wrap a traceback around it
-            yield error
-
-
-def _end_with(trainer: Connection) -> None:
-    """End this process when the trainer's has ended, however it did: the fork server, its parent, would live on with it."""
-    with contextlib.suppress(EOFError, OSError):
-        trainer.recv_bytes()
-    os._exit(1)
-
-
-def _as_it_is(item: T) -> T:
+def _received(pipe: Connection, process: Any) -> ReadyBatch | Exception:
+    """Return the next thing that a process sent, or why nothing comes any more."""
+    try:
+        item: ReadyBatch | Exception = pipe.recv()
+    except (EOFError, OSError):  # between two batches, or in the middle of one
+        process.join()
+        # Not an error of ours, which would end the run: training starts again from its last checkpoint.
+        return RuntimeError(
+            f"a process that makes batches ready has ended with status {process.exitcode} (-9: killed, often for want of "
+            "memory); train.readers=0 leaves its work to the training worker"
+        )
     return item
+
+
+def _send(pipe: Connection, reader: Reader, first_step: int, every: int) -> None:
+    """What a process does: make every n-th batch ready, and send them until nobody reads on."""
+    batches = Prefetch(lambda: reader.batches(first_step, every))
+    item: ReadyBatch | Exception
+    with contextlib.suppress(OSError):  # the trainer closed the pipe, or has ended
+        while True:
+            try:
+                item = next(batches)
+            except Exception as error:
+                item = error if isinstance(error, RaydistillError) else RuntimeError(traceback.format_exc())
+            pipe.send(item)
+            if isinstance(item, Exception):
+                return

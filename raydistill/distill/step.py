@@ -52,7 +52,7 @@ class StepTensors:
         """Move what the objective reads of a batch to a device."""
         documents = batch.documents
         row_of_entry = np.repeat(np.arange(len(documents)), documents.lengths())
-        asker = np.repeat(np.arange(len(batch.queries)), batch.present.sum(axis=1))
+        asker = np.repeat(np.arange(len(batch.present)), batch.present.sum(axis=1))
 
         def tensor(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)

@@ -3,12 +3,14 @@
 The stream is endless: position p is query p mod N of epoch p div N, so every query is visited once an epoch and the
 batch in which an epoch ends is filled up by the next. Parts are shuffled globally, the queries of a group of
 neighbouring parts (at most `shuffle_buffer` queries, or one part) locally; see `ordering` for batches of a kind.
-Memory: the rows of one group, at about (8 + 4 T) bytes a candidate for T teachers, and the batches that are prefetched.
+Memory: the rows of one group, at about (8 + 4 T) bytes a candidate for T teachers and their rewrites where those are read,
+twice while a group is read; and the batches that are prefetched.
 Document vectors are joined from the index, never encoded again.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -122,10 +124,8 @@ class CandidateStream:
         """Yield the global batches from an optimizer step on, for ever; of `every` steps the first."""
         rows = self._rows(first_step * self._global_batch)
         while True:
-            chosen = islice(rows, self._global_batch)
-            yield self._batch([(epoch, table.query(row)) for epoch, table, row in chosen])
-            for _ in islice(rows, (every - 1) * self._global_batch):
-                pass
+            yield self._batch([(epoch, table.query(row)) for epoch, table, row in islice(rows, self._global_batch)])
+            deque(islice(rows, (every - 1) * self._global_batch), maxlen=0)  # passed over, and no table held
 
     def sample_queries(self, number: int) -> list[MinedQuery]:
         """Return `number` queries at random (all, where there are fewer), for calibration; always the same ones."""
@@ -149,6 +149,7 @@ class CandidateStream:
                     table = self._table(group)
                     for row in self._order(table, start, generator(self._seed, epoch, f"group {number}"))[skip:]:
                         yield epoch, table, int(row)
+                    del table  # before the next one is read
                 start += size
                 skip = max(0, skip - size)
             epoch += 1

@@ -6,18 +6,20 @@ import multiprocessing
 import os
 import signal
 import time
-from itertools import count
+from collections.abc import Iterator
+from itertools import count, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from raydistill.config import SamplingConfig, TextConfig
-from raydistill.distill.reading import Prefetch, Reader, ReaderProcesses, ready_batches
+from raydistill.config import SamplingConfig, TextConfig, TrainConfig
+from raydistill.distill.reading import Prefetch, Reader, ReaderProcesses, ReadyBatch, reading_processes, ready_batches
 from raydistill.distill.stream import CandidateStream
 from raydistill.encoders.batch import SparseBatch
 from raydistill.errors import DataError, TrainingError
@@ -34,18 +36,19 @@ class VectorsThatBreak(ForwardVectors):
     """Hold the passages of two batches, and no more."""
 
     asked = 0
+    error: type[Exception] = DataError
 
     def vectors(self, passages: NDArray[np.int64]) -> SparseBatch:
         self.asked += 1
         if self.asked > 2:
-            raise DataError("a segment is damaged")
+            raise self.error("a segment is damaged")
         return super().vectors(passages)
 
 
-def reader(mined: Mined, encoder: str, vectors: type[ForwardVectors] = ForwardVectors) -> Reader:
+def reader(mined: Mined, encoder: str, vectors: ForwardVectors | None = None) -> Reader:
     candidates, index = mined
     sampling = SamplingConfig(passages=6, top=1, policy="window(first=2, last=30)")
-    stream = CandidateStream(candidates, vectors(index), sampling, Combiner("mean"), 4, 3, 9)
+    stream = CandidateStream(candidates, vectors or ForwardVectors(index), sampling, Combiner("mean"), 4, 3, 9)
     return Reader(stream, AutoTokenizer.from_pretrained(encoder), TextConfig(max_tokens=64), (slice(0, 3), slice(3, 4)))
 
 
@@ -54,6 +57,7 @@ def taken(batches: Any, number: int) -> list[Any]:
 
 
 def test_processes_make_the_batches_of_a_thread_in_order(mined: Mined, tiny_encoder: str) -> None:
+    whole = list(islice(reader(mined, tiny_encoder).stream.batches(3), 9))
     thread = ready_batches(reader(mined, tiny_encoder), 3, 0)
     wanted = taken(thread, 9)
     thread.close()
@@ -61,7 +65,8 @@ def test_processes_make_the_batches_of_a_thread_in_order(mined: Mined, tiny_enco
     processes = ready_batches(reader(mined, tiny_encoder), 3, 2)
     found = taken(processes, 9)
     processes.close()
-    for one, other in zip(found, wanted, strict=True):
+    for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
+        assert other.batch.depth.tolist() == [query.depth for query in whole[number].queries]
         assert_equal(one.batch, other.batch)
         for pieces in zip(one.tokens, other.tokens, strict=True):
             for left, right in zip(*pieces, strict=True):
@@ -77,21 +82,57 @@ def test_a_worker_beyond_the_last_row_gets_a_text_all_the_same(mined: Mined, tin
     assert next(beyond.batches(0)).tokens[0][0].shape[0] == 1
 
 
-def test_an_error_in_a_process_comes_at_its_batch_and_reads_as_it_is(mined: Mined, tiny_encoder: str) -> None:
-    batches = ReaderProcesses(reader(mined, tiny_encoder, VectorsThatBreak), 0, 1)
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [(DataError, DataError, r"^a segment is damaged$"), (ValueError, RuntimeError, r"ValueError: a segment is damaged\n$")],
+)
+def test_an_error_in_a_process_comes_at_its_batch_and_stays(
+    mined: Mined, tiny_encoder: str, error: type[Exception], kind: type[Exception], message: str
+) -> None:
+    broken = VectorsThatBreak(mined[1])
+    broken.error = error
+    batches = ReaderProcesses(reader(mined, tiny_encoder, broken), 0, 1)
     taken(batches, 2)
-    with pytest.raises(DataError, match=r"^a segment is damaged$"):
+    for _ in range(2):
+        with pytest.raises(kind, match=message):
+            next(batches)
+    batches.close()
+    batches.close()
+
+
+class LargeBatches(Reader):
+    """Batches that no pipe holds at once."""
+
+    def batches(self, first_step: int, every: int = 1) -> Iterator[ReadyBatch]:
+        for ready in super().batches(first_step, every):
+            large = np.zeros(500_000, dtype=np.int64)
+            yield ReadyBatch(ready.batch, ((large, large),))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.timeout(120)
+def test_a_process_that_is_killed_while_it_sends_ends_the_training_that_waits_for_it(
+    mined: Mined, tiny_encoder: str, number: int
+) -> None:
+    whole = reader(mined, tiny_encoder)
+    batches = ReaderProcesses(LargeBatches(whole.stream, whole.tokenizer, whole.text, whole.pieces), 0, number)
+    taken(batches, number)
+    waiting = batches.processes[0]
+    # Nobody reads, so it comes to stand in the middle of a batch.
+    while "pipe_write" not in Path(f"/proc/{waiting}/wchan").read_text():
+        time.sleep(0.05)
+    os.kill(waiting, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"has ended with status -9 .*train\.readers=0"):
         next(batches)
     batches.close()
 
 
-def test_a_process_that_is_killed_ends_the_training_that_waits_for_it(mined: Mined, tiny_encoder: str) -> None:
-    batches = ReaderProcesses(reader(mined, tiny_encoder), 0, 1)
-    next(batches)
-    os.kill(batches.processes[0], signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="has ended, often for want of memory"):
-        taken(batches, 10)
-    batches.close()
+def test_a_gpu_has_processes_and_a_cpu_a_thread_unless_told_otherwise() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert reading_processes(TrainConfig(), gpu) > 0
+    assert reading_processes(TrainConfig(), cpu) == 0
+    for number in (0, 3):
+        assert [reading_processes(TrainConfig(readers=number), device) for device in (gpu, cpu)] == [number, number]
 
 
 def test_the_processes_end_when_the_trainer_is_killed(mined: Mined, tiny_encoder: str) -> None:
