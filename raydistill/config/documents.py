@@ -95,6 +95,9 @@ class DocumentTrainingConfig(Section):
     own_queries: NonNegativeInt = 20_000
     """Sentences taken as queries, at most and about, over the whole collection; one a passage."""
     dense_teacher: DenseEncoderConfig | None = None
+    lexical_weight: Added[NonNegativeFloat | None] = None
+    """With a dense teacher: terms that name no teacher follow its cosine plus so many times BM25's score. A dense encoder
+    misses names and numbers, which words find: 0.03 weighs BM25 about half as much as the cosine. None: the cosine alone."""
     negatives_depth: PositiveInt = 50
     """Passages that BM25 retrieves for each query, from which negatives are drawn."""
     passages: Annotated[int, Field(ge=2)] = 6
@@ -112,7 +115,7 @@ class DocumentTrainingConfig(Section):
     """Tokens kept of a text while training; the index keeps `index.documents.max_tokens`."""
     objective: Objective = Objective.parse("kld(teacher=lexical, tau=2)")
     """Terms may name the teachers recorded (standardised for each query), dense (cosine) and lexical (BM25); terms that
-    name none follow dense where there is one, else lexical."""
+    name none follow dense where there is one (with lexical_weight: and BM25), else lexical."""
     query_regularisation: RegularisationConfig = RegularisationConfig()
     passage_regularisation: RegularisationConfig = RegularisationConfig()
     learning_rate: PositiveFloat = 5e-5
@@ -126,6 +129,8 @@ class DocumentTrainingConfig(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Dropout of the encoder while training; None keeps the model's own."""
     seed: NonNegativeInt = 42
+    readers: Operational[NonNegativeInt | None] = None
+    """Processes that read, score with BM25 and tokenise batches ahead of a worker, as train.readers."""
     checkpoint_steps: Operational[PositiveInt] = 200
     log_steps: Operational[PositiveInt] = 10
     max_failures: Operational[Annotated[int, Field(ge=-1)]] = 3
@@ -141,6 +146,11 @@ class DocumentTrainingConfig(Section):
         """The teachers whose scores a batch carries, in the order of its columns."""
         present = {"recorded": bool(self.runs), "dense": self.dense_teacher is not None, "lexical": True}
         return tuple(name for name in DOCUMENT_TEACHERS if present[name])
+
+    @property
+    def follows_lexical(self) -> bool:
+        """Whether any term of the objective follows BM25's scores."""
+        return "lexical" in self.objective.teacher_names or self.dense_teacher is None or self.lexical_weight is not None
 
     def loop_settings(self) -> TrainConfig:
         """Return what the engine of the training loop reads, in terms of texts: a chunk is its micro-batch."""
@@ -167,6 +177,11 @@ class DocumentTrainingConfig(Section):
     def _something_to_learn_from(self) -> DocumentTrainingConfig:
         if not self.runs and not self.own_queries:
             raise ValueError("there are neither runs nor own_queries, so there is nothing to train on; give one of them")
+        if self.lexical_weight is not None and self.dense_teacher is None:
+            raise ValueError(
+                f"lexical_weight is {self.lexical_weight:g} and there is no dense_teacher that BM25 could be added to; give "
+                "one, or leave lexical_weight out: terms that name no teacher follow BM25 then"
+            )
         if self.runs and self.run_share == 0:
             raise ValueError("run_share is 0, so no query of the runs would ever be drawn; raise it or leave runs out")
         names = [run.name for run in self.runs]

@@ -21,7 +21,7 @@ from torch import Tensor
 from raydistill.config import LearnedDocumentsConfig
 from raydistill.distill.checkpoints import Catalogue, Checkpoint, write_state, write_tensors
 from raydistill.distill.document_step import SIDES, DocumentTensors, batch_sides, document_gradients
-from raydistill.distill.document_stream import DocumentBatch, DocumentStream
+from raydistill.distill.document_stream import DocumentReader, DocumentStream, ReadyDocuments
 from raydistill.distill.engine import (
     Workplace,
     gathered,
@@ -31,12 +31,12 @@ from raydistill.distill.engine import (
     start_engine,
     unclipped_norm,
 )
-from raydistill.distill.reading import Prefetch
+from raydistill.distill.reading import reading_processes, ready_batches
 from raydistill.distill.sparsity import Sparsity
 from raydistill.distill.whole_state import KINDS, WholeState
 from raydistill.encoders.dense import DenseEncoder
 from raydistill.encoders.splade import SpladeModel
-from raydistill.encoders.tokens import pad_id, padded, tokenize
+from raydistill.encoders.tokens import pad_id, padded
 from raydistill.errors import TrainingError
 
 Record = dict[str, Any]
@@ -66,11 +66,10 @@ class DocumentTrainer:
         self.step = 0
         torch.manual_seed(self._training.seed)
         self._starting = documents.starting_model()
-        model = SpladeModel.from_config(self._starting)
+        model = SpladeModel.from_config(self._starting).to(place.device)
         model.start_head(stream.sample_passages(_CALIBRATION_PASSAGES), tokenizer, self._starting)
         if self._training.dropout is not None:
             set_dropout(model, self._training.dropout)
-        model = model.to(place.device)
         settings = self._training.loop_settings()
         groups = model.parameter_groups(settings.learning_rate, settings.weight_decay, settings.head_learning_rate)
         self.engine = start_engine(model, groups, settings, place)
@@ -81,7 +80,11 @@ class DocumentTrainer:
             for side, texts in zip(SIDES, ("queries", "passages"), strict=True)
         }
         dense = self._training.dense_teacher
-        self._dense = None if dense is None else DenseEncoder(dense, "index.documents.training.dense_teacher", place.device)
+        # In half precision cosines move by about a thousandth, which is less than a chunk's own rounding in training.
+        half = self._training.precision == "bf16" and place.device.type == "cuda"
+        dtype = torch.bfloat16 if half else torch.float32
+        field = "index.documents.training.dense_teacher"
+        self._dense = None if dense is None else DenseEncoder(dense, field, place.device, dtype)
 
     def run(self, log: Callable[[Record], None], checkpoint: Callable[[DocumentTrainer], None]) -> None:
         """Train from the current step to the last; on every worker, `log` gets the record of every step, and `checkpoint`
@@ -90,19 +93,26 @@ class DocumentTrainer:
         Raises TrainingError when the loss is no number or a side has no term left, or sparsity collapses and its
         regularisation's on_collapse is stop.
         """
-        first = self.step
-        batches = Prefetch(lambda: self._stream.batches(first))
+        training, dense = self._training, self._dense
+        reader = DocumentReader(
+            self._stream,
+            self._tokenizer,
+            training.max_tokens,
+            None if dense is None else (dense.tokenizer, dense.max_tokens),
+        )
+        processes = reading_processes(training.readers, self._place.device)
+        batches = ready_batches(reader, self.step, processes, "index.documents.training.readers")
         try:
             while self.step < self.steps:
                 started = time.perf_counter()
-                batch = next(batches)
+                ready = next(batches)
                 waited = time.perf_counter() - started
-                values = self._train_step(batch)
+                values = self._train_step(ready)
                 self.step += 1
                 seconds = time.perf_counter() - started
                 pace = {"texts_per_second": self._training.texts / seconds, "data_wait_share": waited / seconds}
                 advice = {side: told for side in SIDES if (told := self._sparsity[side].advice()) is not None}
-                record = {**values, **pace, "step": self.step, "epoch": batch.epoch}
+                record = {**values, **pace, "step": self.step, "epoch": ready.batch.epoch}
                 log({**record, "advice": "; ".join(advice.values())} if advice else record)
                 self._check(values, advice)
                 if self.step % self._training.checkpoint_steps == 0 or self.step == self.steps:
@@ -162,18 +172,18 @@ class DocumentTrainer:
     def _regularisation(self, side: str) -> Any:
         return self._training.query_regularisation if side == "query" else self._training.passage_regularisation
 
-    def _train_step(self, batch: DocumentBatch) -> Record:
+    def _train_step(self, ready: ReadyDocuments) -> Record:
         share = learning_rate_share(self.step, self.steps, self._training.warmup_share)
         set_learning_rate(self.engine, share)
-        texts = [*batch.queries, *batch.passages]
-        ids = tokenize(self._tokenizer, texts, self._training.max_tokens)
+        ids = ready.ids
         chunks = chunks_by_length([len(row) for row in ids], self._training.chunk)
         own = own_chunks(chunks, self._place)
         keep_graph = len(own) == 1 or not self._training.cache_gradients
         with torch.set_grad_enabled(keep_graph):
             parts = [self._encode(ids, rows, number) for number, rows in own]
-        vectors = self._whole_batch([part.detach() for part in parts], chunks, len(texts))
-        tensors = DocumentTensors.of(batch, self._dense_scores(texts, own, chunks), self._training, self._place.device)
+        vectors = self._whole_batch([part.detach() for part in parts], chunks, len(ids))
+        dense = self._dense_scores(ready.dense_ids, own, chunks)
+        tensors = DocumentTensors.of(ready.batch, dense, self._training, self._place.device)
         gradients, values = document_gradients(vectors, tensors, self._training, self._sparsity)
         # DeepSpeed averages over workers and micro-batches; the loss is already that of the global batch.
         undo_average = self._place.workers * len(own)
@@ -213,16 +223,19 @@ class DocumentTrainer:
         return whole
 
     def _dense_scores(
-        self, texts: list[str], own: Sequence[tuple[int, Sequence[int]]], chunks: Sequence[Sequence[int]]
+        self,
+        ids: Sequence[Sequence[int]] | None,
+        own: Sequence[tuple[int, Sequence[int]]],
+        chunks: Sequence[Sequence[int]],
     ) -> Tensor | None:
         """Return the dense teacher's scores of all pairs, float32 [B, P]; each worker encodes its own chunks."""
-        if self._dense is None:
+        if self._dense is None or ids is None:
             return None
         parts = []
         for _, rows in own:
-            vectors = self._dense.vectors([texts[row] for row in rows] or [""])
+            vectors = self._dense.vectors_of([ids[row] for row in rows] or [[0]])
             parts.append(torch.nn.functional.pad(vectors, (0, 0, 0, self._training.chunk - len(vectors))))
-        whole = self._whole_batch(parts, chunks, len(texts))
+        whole = self._whole_batch(parts, chunks, len(ids))
         queries = self._training.global_batch
         return whole[:queries] @ whole[queries:].T
 

@@ -27,7 +27,8 @@ class DocumentTensors:
     Attributes:
         drawn: bool [P]. positive: bool [B, P].
         teachers: float32 [B, T, P], NaN where absent, in the order of `DocumentTrainingConfig.teachers`.
-        combined: float32 [B, P]; scores of the teacher that knows all pairs: dense where there is one, else lexical.
+        combined: float32 [B, P]; scores of those who know all pairs: dense where there is one, with BM25 by its weight, else
+            lexical.
     """
 
     drawn: Tensor
@@ -48,7 +49,9 @@ class DocumentTensors:
         of_teacher = {"recorded": tensor(batch.recorded), "lexical": tensor(batch.lexical)}
         if dense is not None:
             of_teacher["dense"] = dense.to(device).masked_fill(~drawn, torch.nan)
-        everywhere = of_teacher["dense"] if dense is not None else of_teacher["lexical"]
+        everywhere = of_teacher["dense" if dense is not None else "lexical"]
+        if training.lexical_weight is not None:
+            everywhere = everywhere + training.lexical_weight * of_teacher["lexical"]
         return DocumentTensors(
             drawn=drawn,
             positive=tensor(batch.positive) & drawn,

@@ -1,16 +1,19 @@
 """Batches for the training of a document encoder: texts of queries and passages, and the scores that are known beforehand.
 
 Every batch has the same make-up: a fixed number of turns of recorded runs, the rest passages' own sentences. Turns are
-drawn by run and weight, sentences are visited in shuffled order, each once an epoch; both depend on nothing but seed and
-position. What the dense teacher says is computed where the batch is used (`document_loop`).
+drawn by run and weight, sentences are visited in shuffled order over many parts of the corpus at a time, each once an
+epoch; both depend on nothing but seed and position. What the dense teacher says is computed where the batch is used
+(`document_loop`).
 
-Memory: the examples of all runs, and one part of the sentences with its candidates.
+Memory: the examples of all runs, and `_SHUFFLED_TOGETHER` sentences with their candidates.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -22,11 +25,14 @@ from raydistill.config import DocumentTrainingConfig
 from raydistill.distill.sampling import generator
 from raydistill.encoders.batch import SparseBatch
 from raydistill.encoders.interface import SparseEncoder
+from raydistill.encoders.tokens import tokenize
 from raydistill.errors import TrainingError
 from raydistill.index.passage_texts import PassageTexts
 from raydistill.storage.artifacts import Artifact, Part
 
 _ABSENT = -1
+_SHUFFLED_TOGETHER = 65_536
+"""Sentences, about; with 50 candidates each they take some 60 MB."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,8 @@ class DocumentBatch:
         queries: B texts. passages: P texts, "" where nothing was drawn.
         drawn: bool [P].
         positive: bool [B, P]; the column holds a relevant passage of the query, whoever drew it.
-        recorded, lexical: float32 [B, P]; teachers' scores, NaN where absent. Of `recorded` every column counts that the run
-            lists, whoever drew it.
+        recorded, lexical: float32 [B, P]; teachers' scores, NaN where absent: where the run is silent, and BM25's everywhere
+            where nobody learns from them. Of `recorded` every column counts that the run lists, whoever drew it.
         epoch: of the sentences.
     """
 
@@ -66,6 +72,39 @@ class DocumentBatch:
     recorded: NDArray[np.float32]
     lexical: NDArray[np.float32]
     epoch: int
+
+
+@dataclass(frozen=True)
+class ReadyDocuments:
+    """A batch without its texts, and their token ids, queries first: for the encoder, and for a dense teacher."""
+
+    batch: DocumentBatch
+    ids: list[list[int]]
+    dense_ids: list[list[int]] | None
+
+
+@dataclass(frozen=True)
+class DocumentReader:
+    """Makes batches ready for a worker; can be sent to a process.
+
+    Attributes:
+        stream: the batches.
+        tokenizer: the encoder's. max_tokens: kept of a text.
+        dense: tokenizer and length of the dense teacher; None without one.
+    """
+
+    stream: DocumentStream
+    tokenizer: Any
+    max_tokens: int
+    dense: tuple[Any, int] | None
+
+    def batches(self, first_step: int, every: int = 1) -> Iterator[ReadyDocuments]:
+        """Yield the batches from an optimizer step on, for ever; of `every` steps the first."""
+        for batch in self.stream.batches(first_step, every):
+            texts = [*batch.queries, *batch.passages]
+            dense_ids = tokenize(self.dense[0], texts, self.dense[1]) if self.dense else None
+            ids = tokenize(self.tokenizer, texts, self.max_tokens)
+            yield ReadyDocuments(replace(batch, queries=(), passages=()), ids, dense_ids)
 
 
 class DocumentStream:
@@ -100,17 +139,18 @@ class DocumentStream:
         if not self._runs and not self.sentences:
             raise TrainingError(f"{examples.uri} holds no query: there is nothing to train the document encoder on")
 
-    def batches(self, first_step: int) -> Iterator[DocumentBatch]:
-        """Yield the batches from an optimizer step on (0-based)."""
+    def batches(self, first_step: int, every: int = 1) -> Iterator[DocumentBatch]:
+        """Yield the batches from an optimizer step on (0-based); of `every` steps the first."""
         own = self._training.global_batch - self._from_runs
         sentences = self._sentences(first_step * own)
-        step = first_step
-        while True:
+        for step in count(first_step, every):
             random = generator(self._training.seed, step, "recorded")
-            drawn = [(0, self._recorded(random)) for _ in range(self._from_runs)]
-            drawn += [next(sentences) for _ in range(own)]
-            yield self._batch(drawn, generator(self._training.seed, step, "passages"))
-            step += 1
+            drawn = [self._recorded(random) for _ in range(self._from_runs)]
+            asked = list(islice(sentences, own))
+            drawn += [_example(table, row) for _, table, row in asked]
+            epoch = asked[-1][0] if asked else 0
+            yield self._batch(drawn, epoch, generator(self._training.seed, step, "passages"))
+            deque(islice(sentences, (every - 1) * own), maxlen=0)
 
     def sample_passages(self, number: int) -> list[str]:
         """Return the texts of `number` passages (all, where there are fewer), evenly spaced; for calibration."""
@@ -121,32 +161,36 @@ class DocumentStream:
         chosen = list(self._runs.values())[int(random.choice(len(weights), p=weights / weights.sum()))]
         return _example(chosen, int(random.integers(len(chosen))))
 
-    def _sentences(self, position: int) -> Iterator[tuple[int, Example]]:
+    def _sentences(self, position: int) -> Iterator[tuple[int, pa.Table, int]]:
+        """Yield (epoch, table, row) of sentences; those that are skipped should cost nothing."""
         if not self.sentences:
             return
         epoch, skip = divmod(position, self.sentences)
         while True:
-            for number in generator(self._training.seed, epoch, "parts").permutation(len(self._own_parts)).tolist():
-                part = self._own_parts[number]
-                if skip < part.rows:
-                    table = self._read(part)
-                    order = generator(self._training.seed, epoch, part.name).permutation(part.rows)
+            shuffled = generator(self._training.seed, epoch, "parts").permutation(len(self._own_parts)).tolist()
+            for group in _together([self._own_parts[number] for number in shuffled]):
+                rows = sum(part.rows for part in group)
+                if skip < rows:
+                    table = pa.concat_tables([self._read(part) for part in group]).combine_chunks()
+                    order = generator(self._training.seed, epoch, group[0].name).permutation(rows)
                     for row in order[skip:].tolist():
-                        yield epoch, _example(table, row)
-                skip = max(0, skip - part.rows)
+                        yield epoch, table, row
+                skip = max(0, skip - rows)
             epoch += 1
 
     def _read(self, part: Part) -> pa.Table:
         return pq.read_table(self._examples.fetch(part)).combine_chunks()
 
-    def _batch(self, rows: Sequence[tuple[int, Example]], random: np.random.Generator) -> DocumentBatch:
-        examples = [example for _, example in rows]
+    def _batch(self, examples: Sequence[Example], epoch: int, random: np.random.Generator) -> DocumentBatch:
         numbers = np.concatenate([drawn_passages(example, self._training.passages, random) for example in examples])
         drawn = numbers != _ABSENT
         texts = np.full(len(numbers), "", dtype=object)
         texts[drawn] = self._texts.texts(numbers[drawn])
         queries = tuple(example.text for example in examples)
-        lexical = dot_products(self._lexical.encode_queries(list(queries)), self._lexical.encode_passages(texts.tolist()))
+        lexical = np.full((len(queries), len(texts)), np.nan, dtype=np.float32)
+        if self._training.follows_lexical:
+            asked, read = self._lexical.encode_queries(list(queries)), self._lexical.encode_passages(texts.tolist())
+            lexical = dot_products(asked, read)
         return DocumentBatch(
             queries=queries,
             passages=tuple(texts.tolist()),
@@ -154,8 +198,22 @@ class DocumentStream:
             positive=np.stack([np.isin(numbers, example.gold) for example in examples]),
             recorded=np.stack([_recorded_of(example, numbers) for example in examples]),
             lexical=np.where(drawn, lexical, np.nan).astype(np.float32),
-            epoch=rows[-1][0],
+            epoch=epoch,
         )
+
+
+def _together(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Yield parts in groups that are shuffled together.
+
+    A part is a stretch of the corpus, often of one kind: parts one after the other, training forgets each for the next.
+    """
+    group: list[Part] = []
+    for part in parts:
+        if group and sum(each.rows for each in group) + part.rows > _SHUFFLED_TOGETHER:
+            yield group
+            group = []
+        group.append(part)
+    yield group
 
 
 def drawn_passages(example: Example, places: int, random: np.random.Generator) -> NDArray[np.int64]:

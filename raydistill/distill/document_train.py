@@ -29,7 +29,7 @@ from raydistill.storage.artifacts import Artifact, ArtifactWriter, fingerprint
 from raydistill.storage.folders import put_folder
 from raydistill.storage.store import open_store
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: sentences are shuffled over many parts of the corpus
 Qrels = Mapping[str, Mapping[str, int]]
 
 

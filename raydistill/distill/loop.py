@@ -129,12 +129,12 @@ class Trainer:
         if config.dropout is not None:
             _set_dropout(model, config.dropout)
         groups = model.parameter_groups(config.learning_rate, config.weight_decay, config.head_learning_rate)
-        self.engine = start_engine(model.to(place.device), groups, config, place)
+        self.engine = start_engine(model, groups, config, place)
         self._whole = WholeState(self.engine)
         self._sparsity = Sparsity(config.regularisation, torch.from_numpy(document_share).to(place.device), self.steps)
 
     def _starting_model(self) -> SpladeModel:
-        model = SpladeModel.from_config(self._student)
+        model = SpladeModel.from_config(self._student).to(self._place.device)
         if not model.head_has_values:
             texts = [self.text(query) for query in self._stream.sample_queries(_CALIBRATION_QUERIES)]
             model.start_head(texts, self._tokenizer, self._student, self._document_share)
@@ -155,7 +155,7 @@ class Trainer:
         """
         config, first = self._config, self.step
         reader = Reader(self._stream, self._tokenizer, self._student.text, tuple(self._pieces))
-        batches = ready_batches(reader, first, reading_processes(config, self._place.device))
+        batches = ready_batches(reader, first, reading_processes(config.readers, self._place.device), "train.readers")
         try:
             while not self.is_over:
                 started = time.perf_counter()

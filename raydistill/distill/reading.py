@@ -25,13 +25,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raydistill.config import TextConfig, TrainConfig
+from raydistill.config import TextConfig
 from raydistill.conversations.text import student_text
 from raydistill.distill.stream import CandidateStream, StepBatch
 from raydistill.encoders.tokens import pad_id, padded, tokenize
 from raydistill.errors import RaydistillError
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Tokens = tuple[NDArray[np.int64], NDArray[np.int64]]
 """input_ids and attention_mask, [rows, longest]; arrays, which travel between processes without file descriptors."""
 _AHEAD = 2
@@ -79,27 +80,35 @@ class Reader:
             yield ReadyBatch(replace(batch, queries=()), tuple(tokens))
 
 
-class Ahead(Protocol):
+class Source(Protocol[T_co]):
+    """What makes batches ready; can be sent to a process."""
+
+    def batches(self, first_step: int, every: int = 1) -> Iterator[T_co]:
+        """Yield the batches from an optimizer step on, for ever; of `every` steps the first."""
+        ...
+
+
+class Ahead(Protocol[T_co]):
     """Batches without end, made ready ahead; must be closed."""
 
-    def __next__(self) -> ReadyBatch: ...
+    def __next__(self) -> T_co: ...
 
     def close(self) -> None:
         """Stop working ahead."""
 
 
-def reading_processes(config: TrainConfig, device: torch.device) -> int:
-    """Return how many processes make batches ready for a worker on a device; 0 for a thread."""
-    if config.readers is not None:
-        return config.readers
+def reading_processes(readers: int | None, device: torch.device) -> int:
+    """Return how many processes make batches ready for a worker on a device, of so many configured; 0 for a thread."""
+    if readers is not None:
+        return readers
     return _OF_A_GPU if device.type == "cuda" else 0
 
 
-def ready_batches(reader: Reader, first_step: int, processes: int) -> Ahead:
-    """Return the batches from a step on, made ready by a thread (0) or by some processes."""
+def ready_batches(source: Source[T], first_step: int, processes: int, field: str) -> Ahead[T]:
+    """Return the batches from a step on, made ready by a thread (0) or by some processes; `field` sets how many."""
     if processes:
-        return ReaderProcesses(reader, first_step, processes)
-    return Prefetch(lambda: reader.batches(first_step))
+        return ReaderProcesses(source, first_step, processes, field)
+    return Prefetch(lambda: source.batches(first_step))
 
 
 class Prefetch(Generic[T]):
@@ -157,7 +166,7 @@ class Prefetch(Generic[T]):
         self._thread.join()
 
 
-class ReaderProcesses:
+class ReaderProcesses(Generic[T]):
     """Batches made ready by processes, each every n-th one and some ahead; an error is raised at its batch's place.
 
     They end with the trainer, however it ends: nobody else holds the other end of their pipes.
@@ -165,25 +174,26 @@ class ReaderProcesses:
     Memory: a process holds what a stream holds, `_AHEAD` + 2 batches, and its imports (0.4 GiB with the CPU build of torch).
     """
 
-    def __init__(self, reader: Reader, first_step: int, processes: int) -> None:
+    def __init__(self, source: Source[T], first_step: int, processes: int, field: str) -> None:
         # A forked copy of a process with CUDA, Ray's threads and open connections may hang; a fork server has none of them.
         context = multiprocessing.get_context("forkserver")
         self._error: Exception | None = None
+        self._field = field
         self._turn = 0
         self._readers: list[tuple[Any, Connection]] = []
         for number in range(processes):
             received, sent = context.Pipe(duplex=False)
-            process = context.Process(target=_send, args=(sent, reader, first_step + number, processes), daemon=True)
+            process = context.Process(target=_send, args=(sent, source, first_step + number, processes), daemon=True)
             process.start()
             sent.close()  # the process alone holds it, so that its end is the end of the pipe
             self._readers.append((process, received))
 
-    def __next__(self) -> ReadyBatch:
+    def __next__(self) -> T:
         if self._error is not None:
             raise self._error
         process, received = self._readers[self._turn % len(self._readers)]
         self._turn += 1
-        item = _received(received, process)
+        item: T | Exception = _received(received, process, self._field)
         if isinstance(item, Exception):
             self._error = item
             raise item
@@ -203,24 +213,23 @@ class ReaderProcesses:
             process.join()
 
 
-def _received(pipe: Connection, process: Any) -> ReadyBatch | Exception:
+def _received(pipe: Connection, process: Any, field: str) -> Any:
     """Return the next thing that a process sent, or why nothing comes any more."""
     try:
-        item: ReadyBatch | Exception = pipe.recv()
+        return pipe.recv()
     except (EOFError, OSError):  # between two batches, or in the middle of one
         process.join()
         # Not an error of ours, which would end the run: training starts again from its last checkpoint.
         return RuntimeError(
             f"a process that makes batches ready has ended with status {process.exitcode} (-9: killed, often for want of "
-            "memory); train.readers=0 leaves its work to the training worker"
+            f"memory); {field}=0 leaves its work to the training worker"
         )
-    return item
 
 
-def _send(pipe: Connection, reader: Reader, first_step: int, every: int) -> None:
+def _send(pipe: Connection, source: Source[Any], first_step: int, every: int) -> None:
     """What a process does: make every n-th batch ready, and send them until nobody reads on."""
-    batches = Prefetch(lambda: reader.batches(first_step, every))
-    item: ReadyBatch | Exception
+    batches = Prefetch(lambda: source.batches(first_step, every))
+    item: Any
     with contextlib.suppress(OSError):  # the trainer closed the pipe, or has ended
         while True:
             try:

@@ -5,6 +5,7 @@ Vectors are the pooled, normalised last hidden states, as sentence-transformers 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,18 +49,22 @@ class DenseEncoder:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(f"{field}.model: {config.model!r} could not be loaded: {reason}") from error
         self._model: nn.Module = model.to(device).eval()
-        self._tokenizer = load_tokenizer(config.model, config.revision, config.trust_remote_code, f"{field}.model")
+        self.tokenizer = load_tokenizer(config.model, config.revision, config.trust_remote_code, f"{field}.model")
+        self.max_tokens = config.max_tokens
         self._config = config
         self._device = device
         self._batch_tokens = batch_tokens
 
-    @torch.no_grad()
     def vectors(self, texts: list[str]) -> Tensor:
         """Return vectors of length 1, float32 [len(texts), H], on the encoder's device; there is at least one text."""
-        ids = tokenize(self._tokenizer, texts, self._config.max_tokens)
-        found: list[Tensor] = [torch.empty(0)] * len(texts)
+        return self.vectors_of(tokenize(self.tokenizer, texts, self.max_tokens))
+
+    @torch.no_grad()
+    def vectors_of(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """Return what `vectors` does, of texts that are token ids already."""
+        found: list[Tensor] = [torch.empty(0)] * len(ids)
         for batch in length_batches([len(row) for row in ids], self._batch_tokens):
-            input_ids, mask = padded([ids[number] for number in batch], pad_id(self._tokenizer), self._device)
+            input_ids, mask = padded([ids[number] for number in batch], pad_id(self.tokenizer), self._device)
             states = self._model(input_ids=input_ids, attention_mask=mask).last_hidden_state.float()
             for number, vector in zip(batch, self._pooled(states, mask), strict=True):
                 found[number] = vector

@@ -4,7 +4,7 @@ Numbers are those of an index of the same corpus: passages are counted through i
 be read at one row, so the first use of a part rewrites it as an uncompressed Arrow file beside the process.
 
 Memory: one batch of rows while a part is rewritten; texts are mapped. Disk: the texts of the parts that were used, about
-their length in bytes.
+their length in bytes; a copy that is sent to another process has files of its own.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ class PassageTexts:
         self._ends = np.cumsum([part.rows for part in self._parts], dtype=np.int64)
         self._columns: dict[int, pa.ChunkedArray] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="raydistill-texts-")
+
+    def __reduce__(self) -> tuple[type[PassageTexts], tuple[Artifact, tuple[Part, ...]]]:
+        # What another process maps it rewrites for itself: files here go with this object.
+        return type(self), (self._corpus, self._parts)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0

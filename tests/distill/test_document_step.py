@@ -117,3 +117,15 @@ def test_each_side_has_a_sparsity_of_its_own(side: str) -> None:
     differs = (gradients[0] != gradients[1]).any(dim=1)
     expected = [True] * QUERIES + [False] * PASSAGES if side == "query" else [False] * QUERIES + [True] * 5 + [False] * 4
     assert differs.tolist() == expected
+
+
+def test_terms_without_a_teacher_follow_the_dense_one_with_bm25_by_its_weight() -> None:
+    of_dense = torch.rand(QUERIES, PASSAGES)
+    fields = {"dense_teacher": {"model": "m"}, "objective": "kld(tau=0.05)"}
+    found = DocumentTensors.of(batch(), of_dense, training(**fields, lexical_weight=0.3), torch.device("cpu"))
+    alone = DocumentTensors.of(batch(), of_dense, training(**fields), torch.device("cpu"))
+    drawn = torch.from_numpy(batch().drawn)
+    lexical = torch.from_numpy(batch().lexical)
+    torch.testing.assert_close(found.combined[:, drawn], (of_dense + 0.3 * lexical)[:, drawn])
+    torch.testing.assert_close(alone.combined[:, drawn], of_dense[:, drawn])
+    assert (found.combined[:, ~drawn] == 0).all()

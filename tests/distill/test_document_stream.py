@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
-from raydistill.distill.document_stream import DocumentBatch, DocumentStream, Example, drawn_passages, standardised
+from raydistill.distill import document_stream
+from raydistill.distill.document_stream import (
+    DocumentBatch,
+    DocumentReader,
+    DocumentStream,
+    Example,
+    drawn_passages,
+    standardised,
+)
+from raydistill.distill.reading import ready_batches
+from raydistill.encoders.tokens import tokenize
 from raydistill.errors import DataError
 from raydistill.index.corpus import passage_parts
 from raydistill.index.passage_texts import PassageTexts
@@ -42,15 +53,50 @@ def test_texts_are_found_by_number_over_all_parts(texts: PassageTexts) -> None:
         texts.texts([48])
 
 
+@pytest.mark.parametrize("together", [30, 1000])
 def test_a_stream_continues_anywhere_with_the_batches_it_would_have_had(
-    tmp_path: Path, texts: PassageTexts, tiny_encoder: str
+    tmp_path: Path, texts: PassageTexts, tiny_encoder: str, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(document_stream, "_SHUFFLED_TOGETHER", together)
     found = stream(tmp_path, texts, tiny_encoder)
     unbroken = batches(found, 0, 16)
     for first in (1, 7, 13):
         for ours, theirs in zip(batches(found, first, 3), unbroken[first:], strict=False):
             assert (ours.queries, ours.passages, ours.epoch) == (theirs.queries, theirs.passages, theirs.epoch)
             np.testing.assert_array_equal(ours.lexical, theirs.lexical)
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_batches_made_ready_ahead_are_those_of_the_stream_as_token_ids(
+    tmp_path: Path, texts: PassageTexts, tiny_encoder: str, processes: int
+) -> None:
+    found = stream(tmp_path, texts, tiny_encoder)
+    texts.texts([0])  # a part that is mapped already does not travel
+    # One for each thread and length: a tokenizer keeps where it last cut.
+    long, short, tokenizer = (AutoTokenizer.from_pretrained(tiny_encoder) for _ in range(3))
+    ahead = ready_batches(DocumentReader(found, long, 48, (short, 6)), 5, processes, "index.x.readers")
+    for batch in batches(found, 5, 12):
+        ready = next(ahead)
+        assert ready.ids == tokenize(tokenizer, [*batch.queries, *batch.passages], 48)
+        assert ready.dense_ids == tokenize(tokenizer, [*batch.queries, *batch.passages], 6)
+        assert ready.batch.epoch == batch.epoch
+        for name in ("drawn", "positive", "recorded", "lexical"):
+            np.testing.assert_array_equal(getattr(ready.batch, name), getattr(batch, name))
+    ahead.close()
+
+
+def test_bm25_is_not_asked_where_nobody_follows_it(tmp_path: Path, texts: PassageTexts, tiny_encoder: str) -> None:
+    class Unasked:
+        def encode_queries(self, texts: list[str]) -> Any:
+            raise AssertionError("nobody learns from this")
+
+    dense = {"dense_teacher": {"model": tiny_encoder}, "objective": "kld(teacher=dense) + kld(teacher=recorded)"}
+    examples, training = put_examples(str(tmp_path / "root")), learned(tiny_encoder, **dense).training
+    (batch,) = batches(DocumentStream(examples, training, texts, Unasked()), 0, 1)  # type: ignore[arg-type]
+    assert np.isnan(batch.lexical).all()
+    both = learned(tiny_encoder, **{**dense, "objective": "kld(teacher=dense) + kld(teacher=lexical)"}).training
+    with pytest.raises(AssertionError, match="nobody learns"):
+        batches(DocumentStream(examples, both, texts, Unasked()), 0, 1)  # type: ignore[arg-type]
 
 
 def test_every_sentence_asks_once_an_epoch_and_runs_have_their_share(
@@ -61,6 +107,21 @@ def test_every_sentence_asks_once_an_epoch_and_runs_have_their_share(
     assert sorted(seen) == sorted(sentence(passage, 0) for passage in passages())
     recorded = {sentence(passages()[number], 1) for number in range(0, PASSAGES, 6)}
     assert all(set(batch.queries[:2]) <= recorded for batch in batches(found, 0, 4))
+
+
+def test_sentences_of_all_parts_are_mixed(
+    tmp_path: Path, texts: PassageTexts, tiny_encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changes() -> int:
+        """Return how often one sentence of an epoch is of another part of the corpus than the one before."""
+        found = stream(tmp_path, texts, tiny_encoder, global_batch=5, run_share=0.4)
+        of_part = {sentence(passage, 0): number < 20 for number, passage in enumerate(passages())}
+        parts = [of_part[query] for batch in batches(found, 0, 16) for query in batch.queries[2:]]
+        return sum(one != other for one, other in pairwise(parts))
+
+    assert changes() > 10
+    monkeypatch.setattr(document_stream, "_SHUFFLED_TOGETHER", 30)
+    assert changes() == 1, "what is too much to be held together comes part by part"
 
 
 def test_columns_carry_the_scores_of_every_teacher_that_knows_the_pair(

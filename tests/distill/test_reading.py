@@ -58,11 +58,11 @@ def taken(batches: Any, number: int) -> list[Any]:
 
 def test_processes_make_the_batches_of_a_thread_in_order(mined: Mined, tiny_encoder: str) -> None:
     whole = list(islice(reader(mined, tiny_encoder).stream.batches(3), 9))
-    thread = ready_batches(reader(mined, tiny_encoder), 3, 0)
+    thread = ready_batches(reader(mined, tiny_encoder), 3, 0, "train.readers")
     wanted = taken(thread, 9)
     thread.close()
     assert isinstance(thread, Prefetch)
-    processes = ready_batches(reader(mined, tiny_encoder), 3, 2)
+    processes = ready_batches(reader(mined, tiny_encoder), 3, 2, "train.readers")
     found = taken(processes, 9)
     processes.close()
     for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
@@ -91,7 +91,7 @@ def test_an_error_in_a_process_comes_at_its_batch_and_stays(
 ) -> None:
     broken = VectorsThatBreak(mined[1])
     broken.error = error
-    batches = ReaderProcesses(reader(mined, tiny_encoder, broken), 0, 1)
+    batches = ReaderProcesses(reader(mined, tiny_encoder, broken), 0, 1, "train.readers")
     taken(batches, 2)
     for _ in range(2):
         with pytest.raises(kind, match=message):
@@ -115,7 +115,8 @@ def test_a_process_that_is_killed_while_it_sends_ends_the_training_that_waits_fo
     mined: Mined, tiny_encoder: str, number: int
 ) -> None:
     whole = reader(mined, tiny_encoder)
-    batches = ReaderProcesses(LargeBatches(whole.stream, whole.tokenizer, whole.text, whole.pieces), 0, number)
+    large = LargeBatches(whole.stream, whole.tokenizer, whole.text, whole.pieces)
+    batches = ReaderProcesses(large, 0, number, "train.readers")
     taken(batches, number)
     waiting = batches.processes[0]
     # Nobody reads, so it comes to stand in the middle of a batch.
@@ -129,10 +130,10 @@ def test_a_process_that_is_killed_while_it_sends_ends_the_training_that_waits_fo
 
 def test_a_gpu_has_processes_and_a_cpu_a_thread_unless_told_otherwise() -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert reading_processes(TrainConfig(), gpu) > 0
-    assert reading_processes(TrainConfig(), cpu) == 0
+    assert reading_processes(TrainConfig().readers, gpu) > 0
+    assert reading_processes(TrainConfig().readers, cpu) == 0
     for number in (0, 3):
-        assert [reading_processes(TrainConfig(readers=number), device) for device in (gpu, cpu)] == [number, number]
+        assert [reading_processes(number, device) for device in (gpu, cpu)] == [number, number]
 
 
 def test_the_processes_end_when_the_trainer_is_killed(mined: Mined, tiny_encoder: str) -> None:
@@ -150,7 +151,7 @@ def test_the_processes_end_when_the_trainer_is_killed(mined: Mined, tiny_encoder
 
 
 def _train_for_ever(read: Reader, told: Connection) -> None:
-    batches = ReaderProcesses(read, 0, 2)
+    batches = ReaderProcesses(read, 0, 2, "train.readers")
     next(batches)
     told.send(batches.processes)
     while True:
@@ -158,7 +159,7 @@ def _train_for_ever(read: Reader, told: Connection) -> None:
 
 
 def test_closing_ends_the_processes(mined: Mined, tiny_encoder: str) -> None:
-    batches = ReaderProcesses(reader(mined, tiny_encoder), 0, 2)
+    batches = ReaderProcesses(reader(mined, tiny_encoder), 0, 2, "train.readers")
     next(batches)
     running = batches.processes
     batches.close()
