@@ -10,7 +10,8 @@ from typing import Any
 def add_student_command(commands: Any) -> None:
     """Add export-student to an argparse sub-parsers object."""
     parser = commands.add_parser("export-student", help="write a student as a Hugging Face folder, to load or give away")
-    parser.add_argument("student", metavar="STUDENT", help="its address, ROOT/artifacts/student/NAME-ID, as a run prints it")
+    address = "its address, ROOT/artifacts/student/NAME-ID, as a run prints it; or a document encoder's"
+    parser.add_argument("student", metavar="STUDENT", help=address)
     parser.add_argument("--to", required=True, metavar="FOLDER", help="a new or empty folder")
     parser.set_defaults(command=_export)
 
@@ -39,8 +40,9 @@ def _export(options: argparse.Namespace) -> int:
         # How to load it stands in the card that was written with the weights.
         _, heading, use = readme.read_text(encoding="utf-8").rpartition("\n## Use\n")
         readme.write_text(card.rstrip() + "\n" + heading + use, encoding="utf-8")
-    measured = "with what the run measured on its test turns" if card else "with what validation measured; no test turns yet"
     console = output_console()
-    console.print(f"student  {folder}", soft_wrap=True, highlight=False)
-    console.print(f"card     {folder}/README.md, {measured}", soft_wrap=True, highlight=False)
+    console.print(f"{student.kind.replace('-', ' ')}  {folder}", soft_wrap=True, highlight=False)
+    if student.kind == "student":
+        measured = "what the run measured on its test turns" if card else "what validation measured; no test turns yet"
+        console.print(f"card     {folder}/README.md, with {measured}", soft_wrap=True, highlight=False)
     return 0

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from raydistill.config.fields import STUDENTS
+from raydistill.config.fields import is_encoder_address
 from raydistill.errors import ConfigError, StorageError, first_line
 
 _PACKAGE = "package:"
@@ -31,8 +31,8 @@ _COUNT_FROM_PADDING = frozenset(
 
 
 def resolve_model(source: str, field: str = "model") -> str:
-    """Return what transformers can load: the folder of `package:NAME/FOLDER`, that of a finished student at its address
-    ROOT/artifacts/student/NAME-ID (fetched once a machine), and any other source as it is.
+    """Return what transformers can load: the folder of `package:NAME/FOLDER`, that of a finished student or document
+    encoder at its address ROOT/artifacts/student/NAME-ID (fetched once a machine), and any other source as it is.
 
     Args:
         source: hub id, folder, or `package:NAME/FOLDER`.
@@ -42,7 +42,7 @@ def resolve_model(source: str, field: str = "model") -> str:
     """
     if source.startswith(_PACKAGE):
         return _package_folder(source, field)
-    if STUDENTS in source and not (Path(source) / "config.json").is_file():
+    if is_encoder_address(source) and not (Path(source) / "config.json").is_file():
         return _student_folder(source, field)
     if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise ConfigError(f"{field}: the folder {source!r} does not exist here; it must be on every node, or give a hub id")

@@ -23,7 +23,7 @@ from raydistill.errors import ConfigError
 from raydistill.index.publish import IndexVersion
 from raydistill.inputs import RunInputs
 from raydistill.preflight import check_endpoints, check_inputs, check_scoring_endpoints, check_workers
-from raydistill.run_report import tell_student, write_report
+from raydistill.run_report import tell_encoder, write_report
 from raydistill.storage.artifacts import Artifact, fingerprint
 from raydistill.storage.lease import writing
 from raydistill.storage.store import open_store
@@ -67,8 +67,8 @@ def run(config: DistillConfig, until: str = "evaluate", dry_run: bool = False) -
             connect(config.ray)
             chain.check_resources(until)
         made = getattr(chain, until)()
-    if until == "train":
-        tell_student(made)
+    if until in ("documents", "train"):
+        tell_encoder(made)
 
 
 class Chain:

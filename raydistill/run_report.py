@@ -46,12 +46,12 @@ def write_report(chain: Chain, evaluation: Artifact, student: Artifact) -> None:
     console = output_console()
     console.print(console_table(metrics))
     console.print(f"report   {store.root}/{chain.prefix}/report.html", soft_wrap=True, highlight=False)
-    tell_student(student)
+    tell_encoder(student)
 
 
-def tell_student(student: Artifact) -> None:
-    """Print a student's address: what serves it, takes it out or trains on from it asks for that."""
-    output_console().print(f"student  {student.uri}", soft_wrap=True, highlight=False)
+def tell_encoder(encoder: Artifact) -> None:
+    """Print the address of a student or document encoder: what takes it out, serves it or starts from it asks for that."""
+    output_console().print(f"{encoder.kind.replace('-', ' ')}  {encoder.uri}", soft_wrap=True, highlight=False)
 
 
 def tested_card(student: Artifact) -> str | None:

@@ -31,8 +31,12 @@ Added = Annotated[T, ADDED]
 """A later field, which counts where it is not the default: results from before it was there keep their fingerprints."""
 
 
-STUDENTS = "/artifacts/student/"
-"""What the address of a finished student in a run root has in it."""
+_ENCODERS = ("/artifacts/student/", "/artifacts/document-encoder/")
+
+
+def is_encoder_address(source: str) -> bool:
+    """Whether a model is named by the address of a finished student or document encoder in a run root."""
+    return any(place in source for place in _ENCODERS)
 
 
 class CommandLineValue(str):
@@ -62,7 +66,7 @@ def _absolute_model(value: Any, info: ValidationInfo) -> Any:
     Anything else may be a hub id and stays."""
     if not isinstance(value, str) or value.startswith(("/", "package:")):
         return value
-    if value.startswith((".", "~")) or STUDENTS in value:
+    if value.startswith((".", "~")) or is_encoder_address(value):
         return _absolute_location(value, info)
     folder = (info.context or {}).get("folder") if not isinstance(value, CommandLineValue) else Path.cwd()
     if folder is not None and (Path(folder) / value / "config.json").is_file():
@@ -75,7 +79,7 @@ Location = Annotated[str, OPERATIONAL, BeforeValidator(_absolute_location)]
 """A URI or path; relative paths start at the configuration file's folder."""
 ModelSource = Annotated[str, OPERATIONAL, BeforeValidator(_absolute_model)]
 """A hub id, a folder, package:NAME/FOLDER for a model inside an installed Python package, or the address of a finished
-student, ROOT/artifacts/student/NAME-ID (see model_source)."""
+student or document encoder, ROOT/artifacts/student/NAME-ID (see model_source)."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]

@@ -1,4 +1,7 @@
-"""Finished students at their addresses in run roots, ROOT/artifacts/student/NAME-ID, and as folders of this machine."""
+"""Finished students at their addresses in run roots, ROOT/artifacts/student/NAME-ID, and as folders of this machine.
+
+Trained document encoders, ROOT/artifacts/document-encoder/NAME-ID, are stored alike and found by the same functions.
+"""
 
 from __future__ import annotations
 

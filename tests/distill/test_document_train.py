@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from raydistill.config import DistillConfig, LearnedDocumentsConfig
+from raydistill.cli import main
+from raydistill.config import DistillConfig, LearnedDocumentsConfig, SpladeDocumentsConfig
 from raydistill.config_loading import build_config
 from raydistill.conversations.readers import read_conversations
 from raydistill.conversations.records import ConversationalQuery
@@ -135,7 +136,7 @@ def reciprocal_rank(encoder: SparseEncoder) -> float:
 
 
 def test_an_encoder_learns_is_trained_once_and_the_index_follows_it(
-    ray_cluster: None, world: Path, tiny_encoder: str
+    ray_cluster: None, world: Path, tiny_encoder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = config(world, tiny_encoder)
     turns, qrels = turns_of(settings)
@@ -154,6 +155,14 @@ def test_an_encoder_learns_is_trained_once_and_the_index_follows_it(
         SpladeModel.from_config(trained.index.documents.starting_model()), learned.tokenizer, 64, device="cpu"
     )
     assert reciprocal_rank(learned) > reciprocal_rank(start) + 0.2
+
+    taken = load_document_encoder(SpladeDocumentsConfig(model=encoder.uri, max_tokens=64), trained.student, device="cpu")
+    texts = [passage.text for passage in passages()[:9]]
+    np.testing.assert_array_equal(
+        taken.encode_passages(texts).to_dense(), learned.encode_passages(texts).to_dense(), "another run takes it by address"
+    )
+    assert main(["export-student", encoder.uri, "--to", str(world / "taken-out")]) == 0
+    assert capsys.readouterr().out.split() == ["document", "encoder", str(world / "taken-out")]
 
     assert planned_index(trained.index, trained.student, corpus, trained.root) is None
     version = build_index(trained.index, trained.student, corpus, trained.root)
