@@ -95,6 +95,7 @@ def _rows(chain: Chain, held_out: ConversationSet) -> list[dict[str, object]]:
 
     judged = [query for query in held_out.queries() if held_out.qrels.get(query.query_id)]
     source_of = {turn.query_id: each.source for each in held_out.conversations for turn in each.asked}
+    sources = [*dict.fromkeys(source_of[query.query_id] for query in judged)]
     forms = {"last turn": [query.question for query in judged]}
     for teacher, artifact in recorded_rewrites(held_out, chain).items():
         rewrites = rewrite_texts(artifact)
@@ -131,7 +132,7 @@ def _rows(chain: Chain, held_out: ConversationSet) -> list[dict[str, object]]:
                     for query, row, places in zip(judged, own.tolist(), top.tolist(), strict=True)
                 },
             )
-            for source in [*dict.fromkeys(source_of[query.query_id] for query in judged), ALL]:
+            for source in [*sources, ALL] if len(sources) > 1 else [ALL]:
                 turns = [place for place, query in enumerate(judged) if source in (ALL, source_of[query.query_id])]
                 qrels = {judged[place].query_id: held_out.qrels[judged[place].query_id] for place in turns}
                 row = {"source": source, "turns": len(turns), "form": form, "system": system}
