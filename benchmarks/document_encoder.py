@@ -13,8 +13,10 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,13 +29,13 @@ from processes import machine
 from raydistill.actor_pool import connect
 from raydistill.config import LearnedDocumentsConfig
 from raydistill.config_loading import load_config
-from raydistill.conversations.records import ConversationSet
+from raydistill.conversations.records import ConversationalQuery, ConversationSet
 from raydistill.distill.document_mining import first_stage
 from raydistill.encoders.batch import SparseBatch
 from raydistill.encoders.dense import DenseEncoder
 from raydistill.encoders.documents import load_document_encoder
 from raydistill.evaluation.measures import score_run
-from raydistill.evaluation.runs import Run
+from raydistill.evaluation.runs import Qrels, Run
 from raydistill.evaluation.sparsity import active_counts, active_share, query_flops
 from raydistill.index.build import build_index
 from raydistill.index.corpus import passage_parts
@@ -47,8 +49,12 @@ AT_A_TIME = 1024
 """Passages that are dense at a time: 1,024 rows of 30,522 floats are 125 MB."""
 ALL = "all"
 
+BM25 = "BM25"
 Scores = NDArray[np.float32]
 """[queries, passages]."""
+Values = NDArray[np.float64]
+"""[queries]."""
+Row = dict[str, Any]
 
 
 def main() -> int:
@@ -75,7 +81,7 @@ def main() -> int:
             "config": options.config.name,
             "overrides": [each for each in options.overrides if not each.startswith(("root=", "vars."))],
             "systems": rows,
-            "machine": machine(),
+            "machine": machine(_device()),
             "versions": versions,
         }
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -83,65 +89,88 @@ def main() -> int:
     return 0
 
 
-def _rows(chain: Chain, held_out: ConversationSet) -> list[dict[str, object]]:
-    documents = chain.settled.index.documents
-    assert isinstance(documents, LearnedDocumentsConfig)
-    chain.documents()
-    stage = build_index(first_stage(chain.config.index), chain.config.student, chain.corpus, chain.config.root)
-    ids: list[str] = []
-    for part in passage_parts(chain.corpus.manifest()):
-        ids += pq.read_table(chain.corpus.fetch(part), columns=["passage_id"])["passage_id"].to_pylist()
-    texts = PassageTexts(chain.corpus, passage_parts(chain.corpus.manifest())).texts(np.arange(len(ids)))
+@dataclass(frozen=True)
+class _Asked:
+    """Judged held-out turns, and their texts by form: the last turn, and each recorded teacher's rewrites."""
 
+    turns: list[ConversationalQuery]
+    source_of: dict[str, str]
+    qrels: Qrels
+    forms: dict[str, list[str]]
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts, form by form."""
+        return [text for form in self.forms.values() for text in form]
+
+
+def _asked(chain: Chain, held_out: ConversationSet) -> _Asked:
     judged = [query for query in held_out.queries() if held_out.qrels.get(query.query_id)]
     source_of = {turn.query_id: each.source for each in held_out.conversations for turn in each.asked}
-    sources = [*dict.fromkeys(source_of[query.query_id] for query in judged)]
     forms = {"last turn": [query.question for query in judged]}
     for teacher, artifact in recorded_rewrites(held_out, chain).items():
         rewrites = rewrite_texts(artifact)
-        forms[teacher] = [rewrites[query.query_id] for query in judged]
-    asked = [text for form in forms.values() for text in form]
+        # Where a rewrite failed the last turn stands in, as in an evaluation.
+        forms[teacher] = [rewrites.get(query.query_id, query.question) for query in judged]
+    return _Asked(judged, source_of, held_out.qrels, forms)
 
-    encoder = load_document_encoder(documents, chain.config.student)
-    lexical = load_document_encoder(first_stage(chain.config.index).documents, chain.config.student, stage.open_statistics())
+
+def _rows(chain: Chain, held_out: ConversationSet) -> list[Row]:
+    asked = _asked(chain, held_out)
+    chain.documents()
+    parts = passage_parts(chain.corpus.manifest())
+    ids: list[str] = []
+    for part in parts:
+        ids += pq.read_table(chain.corpus.fetch(part), columns=["passage_id"])["passage_id"].to_pylist()
+    found, costs = _ranked(chain, asked.texts, PassageTexts(chain.corpus, parts).texts(np.arange(len(ids))))
+    rows: list[Row] = []
+    for number, form in enumerate(asked.forms):
+        own = np.arange(number * len(asked.turns), (number + 1) * len(asked.turns))
+        for system, scores in found.items():
+            cost = {name: values[own] for name, values in costs.get(system, {}).items()}
+            rows += _measured(form, system, scores[own], cost, asked, ids)
+    return rows
+
+
+def _ranked(chain: Chain, asked: list[str], texts: list[str]) -> tuple[dict[str, Scores], dict[str, dict[str, Values]]]:
+    """Return system -> scores of all pairs, and sparse system -> terms and FLOPS of each query."""
+    config, documents = chain.config, chain.settled.index.documents
+    assert isinstance(documents, LearnedDocumentsConfig)
+    stage = build_index(first_stage(config.index), config.student, chain.corpus, config.root)
+    lexical = load_document_encoder(first_stage(config.index).documents, config.student, stage.open_statistics())
     found: dict[str, Scores] = {}
-    costs: dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
-    for name, of_name in (("BM25", lexical), ("document encoder", encoder)):
-        passages = of_name.encode_passages(texts)
-        queries = of_name.encode_queries(asked)
-        share = active_share(active_counts(passages), len(passages))
+    costs: dict[str, dict[str, Values]] = {}
+    for name, encoder in ((BM25, lexical), ("document encoder", load_document_encoder(documents, config.student))):
+        passages, queries = encoder.encode_passages(texts), encoder.encode_queries(asked)
         found[name] = _scores(queries, passages)
-        costs[name] = queries.lengths(), query_flops(queries, share)
+        share = active_share(active_counts(passages), len(passages))
+        costs[name] = {"terms": queries.lengths().astype(np.float64), "flops": query_flops(queries, share)}
         print(f"{name}: {passages.lengths().mean():.1f} terms a passage")
     training = documents.training
     if training.dense_teacher is not None:
         dense = DenseEncoder(training.dense_teacher, "dense_teacher", torch.device(_device()))
         found["dense teacher"] = (dense.vectors(asked) @ dense.vectors(texts).T).cpu().numpy()
         if training.lexical_weight is not None:
-            found["dense teacher + BM25"] = found["dense teacher"] + training.lexical_weight * found["BM25"]
+            found["dense teacher + BM25"] = found["dense teacher"] + training.lexical_weight * found[BM25]
+    return found, costs
 
-    rows: list[dict[str, object]] = []
-    for number, form in enumerate(forms):
-        own = np.arange(number * len(judged), (number + 1) * len(judged))
-        for system, scores in found.items():
-            top = np.argsort(-scores[own], axis=1, kind="stable")[:, :DEPTH]
-            run = Run(
-                system,
-                {
-                    query.query_id: tuple((ids[place], float(scores[row, place])) for place in places)
-                    for query, row, places in zip(judged, own.tolist(), top.tolist(), strict=True)
-                },
-            )
-            for source in [*sources, ALL] if len(sources) > 1 else [ALL]:
-                turns = [place for place, query in enumerate(judged) if source in (ALL, source_of[query.query_id])]
-                qrels = {judged[place].query_id: held_out.qrels[judged[place].query_id] for place in turns}
-                row = {"source": source, "turns": len(turns), "form": form, "system": system}
-                row |= score_run(run, qrels, MEASURES).means()
-                if system in costs:
-                    terms, flops = (cost[own[turns]].mean() for cost in costs[system])
-                    row |= {"terms": float(terms), "flops": float(flops)}
-                rows.append(row)
-    return rows
+
+def _measured(
+    form: str, system: str, scores: Scores, cost: dict[str, Values], asked: _Asked, ids: list[str]
+) -> Iterator[Row]:
+    """Yield a row a source, and one of all."""
+    top = np.argsort(-scores, axis=1, kind="stable")[:, :DEPTH].tolist()
+    rankings = {
+        query.query_id: tuple((ids[place], float(scores[row, place])) for place in places)
+        for row, (query, places) in enumerate(zip(asked.turns, top, strict=True))
+    }
+    sources = [*dict.fromkeys(asked.source_of[query.query_id] for query in asked.turns)]
+    for source in [*sources, ALL] if len(sources) > 1 else [ALL]:
+        turns = [row for row, query in enumerate(asked.turns) if source in (ALL, asked.source_of[query.query_id])]
+        qrels = {asked.turns[row].query_id: asked.qrels[asked.turns[row].query_id] for row in turns}
+        means = score_run(Run(system, rankings), qrels, MEASURES).means()
+        spent = {name: float(values[turns].mean()) for name, values in cost.items()}
+        yield {"source": source, "turns": len(turns), "form": form, "system": system, **means, **spent}
 
 
 def _device() -> str:

@@ -28,7 +28,8 @@ def _export(options: argparse.Namespace) -> int:
     student = student_artifact(address)
     if student is None:
         raise ConfigError(
-            f"{options.student!r} is no address of a student; give ROOT/artifacts/student/NAME-ID, as a run prints it"
+            f"{options.student!r} is no address of a student or document encoder; give ROOT/artifacts/student/NAME-ID, as a "
+            "run prints it"
         )
     folder = output_folder(options.to, "--to")
     if any(folder.iterdir()):

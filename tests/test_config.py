@@ -389,7 +389,7 @@ def test_a_later_field_counts_where_it_is_not_the_default() -> None:
     assert result_fields(Grown(later=2)) == {"first": 1, "later": 2}
 
 
-@pytest.mark.parametrize("name", ["mtrag-clapnq", "mtrag-cloud", "topiocqa"])
+@pytest.mark.parametrize("name", ["mtrag-clapnq", "mtrag-cloud", "mtrag-learned", "mtrag-student", "topiocqa"])
 def test_the_shipped_configurations_are_valid(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.yaml")
     assert config.run

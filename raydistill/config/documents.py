@@ -97,7 +97,8 @@ class DocumentTrainingConfig(Section):
     dense_teacher: DenseEncoderConfig | None = None
     lexical_weight: Added[NonNegativeFloat | None] = None
     """With a dense teacher: terms that name no teacher follow its cosine plus so many times BM25's score. A dense encoder
-    misses names and numbers, which words find: 0.03 weighs BM25 about half as much as the cosine. None: the cosine alone."""
+    misses names and numbers, which words find: 0.03 weighs BM25 half to three quarters as much as the cosine, by their
+    standard deviations over passages. None: the cosine alone."""
     negatives_depth: PositiveInt = 50
     """Passages that BM25 retrieves for each query, from which negatives are drawn."""
     passages: Annotated[int, Field(ge=2)] = 6
@@ -149,8 +150,10 @@ class DocumentTrainingConfig(Section):
 
     @property
     def follows_lexical(self) -> bool:
-        """Whether any term of the objective follows BM25's scores."""
-        return "lexical" in self.objective.teacher_names or self.dense_teacher is None or self.lexical_weight is not None
+        """Whether any term of the objective follows BM25's scores, by its name or in those that terms without a teacher
+        follow."""
+        is_heard = self.dense_teacher is None or self.lexical_weight is not None
+        return "lexical" in self.objective.teacher_names or (is_heard and self.objective.hears_everybody)
 
     def loop_settings(self) -> TrainConfig:
         """Return what the engine of the training loop reads, in terms of texts: a chunk is its micro-batch."""
@@ -181,6 +184,11 @@ class DocumentTrainingConfig(Section):
             raise ValueError(
                 f"lexical_weight is {self.lexical_weight:g} and there is no dense_teacher that BM25 could be added to; give "
                 "one, or leave lexical_weight out: terms that name no teacher follow BM25 then"
+            )
+        if self.lexical_weight is not None and not self.objective.hears_everybody:
+            raise ValueError(
+                f"lexical_weight is {self.lexical_weight:g} and every term of the objective that follows scores names its "
+                f"teacher ({self.objective}), so it would change nothing; take teacher= out of one, or leave it out"
             )
         if self.runs and self.run_share == 0:
             raise ValueError("run_share is 0, so no query of the runs would ever be drawn; raise it or leave runs out")

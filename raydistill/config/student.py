@@ -63,8 +63,8 @@ class StudentConfig(Section):
     """The query encoder that is trained."""
 
     model: ModelSource
-    """Hub id or folder of a Hugging Face model, or of an exported student, or a finished student's address
-    ROOT/artifacts/student/NAME-ID: training then goes on from it. A table takes its tokenizer only."""
+    """Hub id or folder of a Hugging Face model, or of an exported student, or the address of a finished student or document
+    encoder, ROOT/artifacts/student/NAME-ID: training then goes on from it. A table takes its tokenizer only."""
     revision: str | None = None
     head: HeadKind = "mlm"
     """mlm: the checkpoint's own masked-LM head. identity: logits = scale * (hidden . embedding) + bias, for encoders that

@@ -1,10 +1,11 @@
 """Passages' texts by number, for training that reads them in random order: memory-mapped, fetched part by part.
 
 Numbers are those of an index of the same corpus: passages are counted through its parts in order. A Parquet part cannot
-be read at one row, so the first use of a part rewrites it as an uncompressed Arrow file beside the process.
+be read at one row, so the first use of a part rewrites it as an uncompressed Arrow file, which is mapped and then unlinked:
+so the disk gets its space back however the process ends.
 
 Memory: one batch of rows while a part is rewritten; texts are mapped. Disk: the texts of the parts that were used, about
-their length in bytes; a copy that is sent to another process has files of its own.
+their length in bytes; every process that reads them has its own.
 """
 
 from __future__ import annotations
@@ -38,10 +39,9 @@ class PassageTexts:
         self._parts = tuple(parts)
         self._ends = np.cumsum([part.rows for part in self._parts], dtype=np.int64)
         self._columns: dict[int, pa.ChunkedArray] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="raydistill-texts-")
 
     def __reduce__(self) -> tuple[type[PassageTexts], tuple[Artifact, tuple[Part, ...]]]:
-        # What another process maps it rewrites for itself: files here go with this object.
+        # Mappings do not travel: another process rewrites for itself what it reads.
         return type(self), (self._corpus, self._parts)
 
     def __len__(self) -> int:
@@ -67,10 +67,11 @@ class PassageTexts:
 
     def _column(self, owner: int) -> pa.ChunkedArray:
         if owner not in self._columns:
-            path = Path(self._folder.name) / f"{owner}.arrow"
-            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-                for passages in passage_batches(self._corpus.fetch(self._parts[owner]), _ROWS_AT_A_TIME):
-                    texts = pa.array([passage.full_text for passage in passages], pa.large_string())
-                    writer.write_batch(pa.record_batch([texts], schema=_SCHEMA))
-            self._columns[owner] = pa.ipc.open_file(pa.memory_map(str(path))).read_all().column("text")
+            with tempfile.TemporaryDirectory(prefix="raydistill-texts-") as folder:
+                path = Path(folder) / "texts.arrow"
+                with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+                    for passages in passage_batches(self._corpus.fetch(self._parts[owner]), _ROWS_AT_A_TIME):
+                        texts = pa.array([passage.full_text for passage in passages], pa.large_string())
+                        writer.write_batch(pa.record_batch([texts], schema=_SCHEMA))
+                self._columns[owner] = pa.ipc.open_file(pa.memory_map(str(path))).read_all().column("text")
         return self._columns[owner]

@@ -30,7 +30,10 @@ def student_artifact(source: str) -> Artifact | None:
     key = f"{_ARTIFACTS.strip('/')}/{rest.strip('/')}/_manifest.json"
     store = open_store(root)
     if store.info(key) is None:
-        raise StorageError(f"{source} is no complete student (no _manifest.json there); give the address that train printed")
+        raise StorageError(
+            f"{source} is no complete student or document encoder (no _manifest.json there); give the address that a run "
+            "printed"
+        )
     manifest = Manifest.from_json(unsealed(store.read(key), f"{store.root}/{key}"))
     return Artifact(root, manifest.kind, manifest.name, manifest.fingerprint)
 

@@ -45,6 +45,7 @@ def test_a_configuration_survives_its_own_text_form() -> None:
         ({"objective": "kld(teacher=recorded)"}, "recorded needs runs"),
         ({"runs": [RUN], "objective": "kld(teacher=recorded)", "passages": 2}, "use 3 or more"),
         ({"lexical_weight": 0.03}, "lexical_weight is 0.03 and there is no dense_teacher"),
+        ({"lexical_weight": 0.03, "dense_teacher": {"model": "m"}}, "so it would change nothing; take teacher= out of one"),
         ({"objective": "kld + rep_mse"}, "which no document training has"),
         ({"passage_regularisation": {"target": "flops<=2"}}, "passage_regularisation may hold a target for l0 only"),
         ({"query_regularisation": {"target": "l0<=20", "per_depth": True}}, "passages have no turn depth"),

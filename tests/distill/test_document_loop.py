@@ -86,7 +86,10 @@ def test_training_knows_how_many_terms_the_encoder_keeps(tmp_path: Path, world: 
 def test_a_resumed_run_repeats_an_unbroken_one_to_the_bit_and_at_another_world_size_nearly(
     tmp_path: Path, world: dict[str, Any], tiny_encoder: str
 ) -> None:
-    training = {"dropout": 0.1, "chunk": 5, "query_regularisation": {"target": "l0<=20"}}
+    training: dict[str, Any] = {"dropout": 0.1, "chunk": 5, "query_regularisation": {"target": "l0<=20"}}
+    # A dense teacher that reads less than the encoder, and processes that make batches ready: as on a GPU.
+    training |= {"dense_teacher": {"model": tiny_encoder, "max_tokens": 12}, "readers": 2, "lexical_weight": 0.01}
+    training["objective"] = "kld(tau=0.1) + 0.2*kld(teacher=recorded) + 0.1*infonce"
     unbroken = run(tmp_path / "unbroken", world, tiny_encoder, **training)
     resume = {"resume": str(tmp_path / "unbroken" / "checkpoint-3")}
     resumed = run(tmp_path / "resumed", {**world, **resume}, tiny_encoder, **training)

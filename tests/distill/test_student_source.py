@@ -77,7 +77,7 @@ def test_its_card_has_the_measures_of_its_own_test_turns(student: Artifact, tmp_
     ("address", "to", "sentence"),
     [
         ("{root}/artifacts/student/small-0123", "new", "is no complete student"),
-        ("{root}/runs/small", "new", "is no address of a student; give ROOT/artifacts/student/NAME-ID"),
+        ("{root}/runs/small", "new", "is no address of a student or document encoder; give ROOT/artifacts/student/NAME-ID"),
         ("{student}", "root", "and that folder holds files; name a new one"),
         ("{student}", "made-aaaa-2.0/config.json", "no folder can be made there"),
     ],
