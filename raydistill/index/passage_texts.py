@@ -1,8 +1,7 @@
 """Passages' texts by number, for training that reads them in random order: memory-mapped, fetched part by part.
 
 Numbers are those of an index of the same corpus: passages are counted through its parts in order. A Parquet part cannot
-be read at one row, so the first use of a part rewrites it as an uncompressed Arrow file, which is mapped and then unlinked:
-so the disk gets its space back however the process ends.
+be read at one row, so the first use of a part rewrites it as an uncompressed Arrow file (see `mapped`).
 
 Memory: one batch of rows while a part is rewritten; texts are mapped. Disk: the texts of the parts that were used, about
 their length in bytes; every process that reads them has its own.
@@ -10,15 +9,14 @@ their length in bytes; every process that reads them has its own.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from raydistill.errors import DataError
+from raydistill.index.mapped import mapped_table
 from raydistill.index.passage_files import passage_batches
 from raydistill.storage.artifacts import Artifact, Part
 
@@ -67,11 +65,9 @@ class PassageTexts:
 
     def _column(self, owner: int) -> pa.ChunkedArray:
         if owner not in self._columns:
-            with tempfile.TemporaryDirectory(prefix="raydistill-texts-") as folder:
-                path = Path(folder) / "texts.arrow"
-                with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-                    for passages in passage_batches(self._corpus.fetch(self._parts[owner]), _ROWS_AT_A_TIME):
-                        texts = pa.array([passage.full_text for passage in passages], pa.large_string())
-                        writer.write_batch(pa.record_batch([texts], schema=_SCHEMA))
-                self._columns[owner] = pa.ipc.open_file(pa.memory_map(str(path))).read_all().column("text")
+            batches = (
+                pa.record_batch([pa.array([each.full_text for each in passages], pa.large_string())], schema=_SCHEMA)
+                for passages in passage_batches(self._corpus.fetch(self._parts[owner]), _ROWS_AT_A_TIME)
+            )
+            self._columns[owner] = mapped_table(_SCHEMA, batches).column("text")
         return self._columns[owner]

@@ -13,15 +13,15 @@ segments that were merged 16 bytes a passage of their parts.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raydistill.index.mapped import mapped_table
 from raydistill.index.passage_files import passage_batches
 from raydistill.storage.artifacts import Artifact, Part
 
@@ -41,7 +41,6 @@ class SegmentTexts:
     def __init__(
         self, corpora: Sequence[Artifact], segments: Sequence[str], merged: Mapping[str, Sequence[str]] | None = None
     ) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="raydistill-texts-")
         self._merged = {name: tuple(origins) for name, origins in (merged or {}).items() if name in segments}
         parts = {origin for name in segments for origin in self._merged.get(name, (name,))}
         self._sources: dict[str, list[tuple[int, Artifact, Part]]] = {name: [] for name in sorted(parts)}
@@ -95,19 +94,16 @@ class SegmentTexts:
         with self._lock:
             if name not in self._tables:
                 self._tables[name] = [
-                    self._mapped(corpus.fetch(part), f"{number}-{name}")
-                    for number, (_, corpus, part) in enumerate(self._sources.get(name, []))
+                    mapped_table(_SCHEMA, _batches(corpus.fetch(part))) for _, corpus, part in self._sources.get(name, [])
                 ]
             return self._tables[name]
 
-    def _mapped(self, parquet: Path, name: str) -> pa.Table:
-        path = Path(self._folder.name) / f"{name}.arrow"
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-            for passages in passage_batches(parquet, _ROWS_AT_A_TIME):
-                ids = pa.array([passage.passage_id for passage in passages], pa.large_string())
-                texts = pa.array([passage.full_text for passage in passages], pa.large_string())
-                writer.write_batch(pa.record_batch([ids, texts], schema=_SCHEMA))
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+def _batches(parquet: Path) -> Iterator[pa.RecordBatch]:
+    for passages in passage_batches(parquet, _ROWS_AT_A_TIME):
+        ids = pa.array([passage.passage_id for passage in passages], pa.large_string())
+        texts = pa.array([passage.full_text for passage in passages], pa.large_string())
+        yield pa.record_batch([ids, texts], schema=_SCHEMA)
 
 
 class _Ids:
