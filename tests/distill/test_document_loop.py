@@ -87,12 +87,13 @@ def test_a_resumed_run_repeats_an_unbroken_one_to_the_bit_and_at_another_world_s
     tmp_path: Path, world: dict[str, Any], tiny_encoder: str
 ) -> None:
     training: dict[str, Any] = {"dropout": 0.1, "chunk": 5, "query_regularisation": {"target": "l0<=20"}}
-    # A dense teacher that reads less than the encoder, and processes that make batches ready: as on a GPU.
-    training |= {"dense_teacher": {"model": tiny_encoder, "max_tokens": 12}, "readers": 2, "lexical_weight": 0.01}
+    # A dense teacher that reads less than the encoder.
+    training |= {"dense_teacher": {"model": tiny_encoder, "max_tokens": 12}, "lexical_weight": 0.01}
     training["objective"] = "kld(tau=0.1) + 0.2*kld(teacher=recorded) + 0.1*infonce"
     unbroken = run(tmp_path / "unbroken", world, tiny_encoder, **training)
     resume = {"resume": str(tmp_path / "unbroken" / "checkpoint-3")}
-    resumed = run(tmp_path / "resumed", {**world, **resume}, tiny_encoder, **training)
+    # With processes that make batches ready, as on a GPU.
+    resumed = run(tmp_path / "resumed", {**world, **resume}, tiny_encoder, readers=2, **training)
     assert [record["step"] for record in resumed] == [4, 5, 6]
     np.testing.assert_array_equal(losses(resumed), losses(unbroken[3:]))
     wider = run(tmp_path / "wider", {**world, **resume}, tiny_encoder, workers=2, zero_stage=3, **training)
