@@ -24,6 +24,7 @@ from raydistill.index.publish import IndexVersion
 from raydistill.inputs import RunInputs
 from raydistill.preflight import check_endpoints, check_inputs, check_scoring_endpoints, check_workers
 from raydistill.run_report import tell_encoder, write_report
+from raydistill.stage_log import log_stage, read_stages
 from raydistill.storage.artifacts import Artifact, fingerprint
 from raydistill.storage.lease import writing
 from raydistill.storage.store import open_store
@@ -353,9 +354,7 @@ class Chain:
 
     def stage_records(self) -> list[dict[str, Any]]:
         """Return the stage log: {"stage", "seconds", "skipped"} in order of the stages."""
-        key = f"{self.prefix}/stages.json"
-        store = open_store(self.config.root)
-        return list(json.loads(store.read(key))) if store.info(key) else []
+        return read_stages(self.config.root, self.prefix)
 
     def training_curves(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Return the training and the validation records of all rounds, steps counted through them."""
@@ -386,17 +385,5 @@ class Chain:
         seconds = time.monotonic() - started
         logger.info("%s: %s", name, "done already" if finished else f"done in {seconds:.0f} s")
         self._results[name] = result
-        self._log_stage({"stage": name, "seconds": round(seconds, 2), "skipped": finished})
+        log_stage(self.config.root, self.prefix, name, seconds, finished, self.stage_names("evaluate"))
         return result
-
-    def _log_stage(self, record: dict[str, Any]) -> None:
-        """Put a record into the stage log; a skipped stage keeps the time it took when it ran."""
-        before = self.stage_records()
-        if record["skipped"]:
-            earlier = [old for old in before if old["stage"] == record["stage"]]
-            record = {**record, **({"seconds": earlier[0]["seconds"]} if earlier else {})}
-        records = [old for old in before if old["stage"] != record["stage"]] + [record]
-        order = self.stage_names("evaluate")
-        # A run that was once asked for more rounds leaves their records; they are no part of this one.
-        records = sorted((one for one in records if one["stage"] in order), key=lambda one: order.index(one["stage"]))
-        open_store(self.config.root).replace(f"{self.prefix}/stages.json", json.dumps(records, indent=1).encode())

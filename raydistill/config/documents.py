@@ -95,10 +95,10 @@ class DocumentTrainingConfig(Section):
     own_queries: NonNegativeInt = 20_000
     """Sentences taken as queries, at most and about, over the whole collection; one a passage."""
     dense_teacher: DenseEncoderConfig | None = None
-    lexical_weight: Added[NonNegativeFloat | None] = None
+    lexical_weight: Added[PositiveFloat | None] = None
     """With a dense teacher: terms that name no teacher follow its cosine plus so many times BM25's score. A dense encoder
-    misses names and numbers, which words find: 0.03 weighs BM25 half to three quarters as much as the cosine, by their
-    standard deviations over passages. None: the cosine alone."""
+    misses names and numbers, which words find: 0.03 weighs BM25 half to three quarters as much as MiniLM's cosine, by
+    their standard deviations over passages. None: the cosine alone."""
     negatives_depth: PositiveInt = 50
     """Passages that BM25 retrieves for each query, from which negatives are drawn."""
     passages: Annotated[int, Field(ge=2)] = 6

@@ -44,6 +44,7 @@ def test_a_configuration_survives_its_own_text_form() -> None:
         ({"objective": "kld(teacher=dense)"}, "objective names the teacher 'dense', but this training has lexical"),
         ({"objective": "kld(teacher=recorded)"}, "recorded needs runs"),
         ({"runs": [RUN], "objective": "kld(teacher=recorded)", "passages": 2}, "use 3 or more"),
+        ({"lexical_weight": 0.0, "dense_teacher": {"model": "m"}, "objective": "kld"}, "greater than 0"),
         ({"lexical_weight": 0.03}, "lexical_weight is 0.03 and there is no dense_teacher"),
         ({"lexical_weight": 0.03, "dense_teacher": {"model": "m"}}, "so it would change nothing; take teacher= out of one"),
         ({"objective": "kld + rep_mse"}, "which no document training has"),

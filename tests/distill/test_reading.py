@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from raydistill.config import SamplingConfig, TextConfig, TrainConfig
+from raydistill.config import SamplingConfig, TextConfig
 from raydistill.distill.reading import Prefetch, Reader, ReaderProcesses, ReadyBatch, reading_processes, ready_batches
 from raydistill.distill.stream import CandidateStream
 from raydistill.encoders.batch import SparseBatch
@@ -130,8 +130,8 @@ def test_a_process_that_is_killed_while_it_sends_ends_the_training_that_waits_fo
 
 def test_a_gpu_has_processes_and_a_cpu_a_thread_unless_told_otherwise() -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert reading_processes(TrainConfig().readers, gpu) > 0
-    assert reading_processes(TrainConfig().readers, cpu) == 0
+    assert reading_processes(None, gpu) > 0
+    assert reading_processes(None, cpu) == 0
     for number in (0, 3):
         assert [reading_processes(number, device) for device in (gpu, cpu)] == [number, number]
 
