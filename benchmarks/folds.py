@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,7 @@ from raydistill.config_loading import load_config
 from raydistill.evaluation.evaluate import STUDENT, load_metrics
 from raydistill.evaluation.significance import mean_interval
 from raydistill.pipeline import Chain
+from raydistill.storage.artifacts import Artifact
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 CONFIG = CHECKOUT / "jobs" / "configs" / "mtrag-small.yaml"
@@ -63,16 +65,16 @@ def main() -> int:
         "config": options.config.name,
         "overrides": [told(each) for each in options.overrides if not each.startswith(("root=", "vars."))],
         "folds": options.folds,
-        "systems": _systems(rows, measures),
-        "differences": _differences(rows, measures),
-        "costs": _costs(costs),
-        "student": {measure: _values(rows, measure, ALL)[STUDENT] for measure in measures},
+        "systems": means_of(rows, measures),
+        "differences": differences_of(rows, measures),
+        "costs": costs_of(costs),
+        "student": student_values(rows, measures),
         "machine": machine(),
         "versions": versions,
     }
     if other is not None:
-        content["against"] = {"overrides": other["overrides"], **_against(content["student"], other["student"])}
-    _print(content, measures)
+        content["against"] = {"overrides": other["overrides"], **against(content["student"], other["student"])}
+    print_tables(content, measures)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
@@ -99,11 +101,16 @@ def _held_out_rows(config: Path, overrides: list[str]) -> tuple[list[Row], list[
     connect(chain.config.ray)
     held_out = chain.inputs.validation
     assert held_out is not None
-    evaluation = evaluate_on(held_out, chain)
+    source_of = {turn.query_id: each.source for each in held_out.conversations for turn in each.asked}
+    return rows_of(evaluate_on(held_out, chain), source_of)
+
+
+def rows_of(evaluation: Artifact, source_of: Mapping[str, str]) -> tuple[list[Row], list[Row]]:
+    """Return a row a system and turn of an evaluation, with the turn's source and the system's role, and a row a system and
+    depth with what its queries cost."""
     systems = load_metrics(evaluation)["systems"]
     roles = {system["name"]: system["role"] for system in systems}
     costs = [{"system": system["name"], **each} for system in systems for each in system["by_depth"]]
-    source_of = {turn.query_id: each.source for each in held_out.conversations for turn in each.asked}
     found = pq.read_table(evaluation.fetch(evaluation.part("per-query"))).to_pylist()
     return [{**row, "source": source_of[row["query_id"]], "role": roles[row["system"]]} for row in found], costs
 
@@ -117,6 +124,11 @@ def _values(rows: list[Row], measure: str, source: str) -> dict[str, dict[str, f
     return values
 
 
+def student_values(rows: list[Row], measures: list[str]) -> dict[str, dict[str, float]]:
+    """Return measure -> query id -> the student's value, by which another result can be compared with this one."""
+    return {measure: _values(rows, measure, ALL)[STUDENT] for measure in measures}
+
+
 def _sources(rows: list[Row]) -> list[str]:
     return [*dict.fromkeys(row["source"] for row in rows), ALL]
 
@@ -125,7 +137,8 @@ def _interval(values: np.ndarray) -> dict[str, float]:
     return asdict(mean_interval(values, SAMPLES, SEED))
 
 
-def _systems(rows: list[Row], measures: list[str]) -> list[dict[str, Any]]:
+def means_of(rows: list[Row], measures: list[str]) -> list[dict[str, Any]]:
+    """Return every system's measures with their intervals, of each source and of all turns together."""
     systems = []
     for source in _sources(rows):
         values = {measure: _values(rows, measure, source) for measure in measures}
@@ -135,7 +148,7 @@ def _systems(rows: list[Row], measures: list[str]) -> list[dict[str, Any]]:
     return systems
 
 
-def _differences(rows: list[Row], measures: list[str]) -> list[dict[str, Any]]:
+def differences_of(rows: list[Row], measures: list[str]) -> list[dict[str, Any]]:
     """Return the student minus each teacher, of the same turns."""
     teachers = [name for name in dict.fromkeys(row["system"] for row in rows) if _role(rows, name) == "teacher"]
     found = []
@@ -149,7 +162,7 @@ def _differences(rows: list[Row], measures: list[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _costs(rows: list[Row]) -> list[dict[str, Any]]:
+def costs_of(rows: list[Row]) -> list[dict[str, Any]]:
     """Return mean terms (L0) and FLOPS a query of each system, of all turns and by depth; the deepest turns together."""
     found = []
     for system in dict.fromkeys(row["system"] for row in rows):
@@ -169,13 +182,13 @@ def _cost(rows: list[Row]) -> dict[str, float]:
     return {"turns": turns, **means}
 
 
-def _against(ours: dict[str, dict[str, float]], others: dict[str, dict[str, float]]) -> dict[str, Any]:
+def against(ours: dict[str, dict[str, float]], others: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Return our student minus the other one, by measure, of the same turns."""
     found = {}
     for measure, values in ours.items():
         turns = sorted(values)
         if turns != sorted(others[measure]):
-            raise SystemExit("--against: the file has other turns; make it with the same folds of the same conversations")
+            raise SystemExit("--against: the file has other turns; make it with the same turns of the same conversations")
         found[measure] = _interval(np.array([values[turn] - others[measure][turn] for turn in turns]))
     return found
 
@@ -184,7 +197,8 @@ def _role(rows: list[Row], system: str) -> str:
     return next(str(row["role"]) for row in rows if row["system"] == system)
 
 
-def _print(content: dict[str, Any], measures: list[str]) -> None:
+def print_tables(content: dict[str, Any], measures: list[str]) -> None:
+    """Print what is stored: systems, differences, costs, and the comparison with another student where there is one."""
     for row in content["systems"]:
         cells = [f"{name} {row[name]['mean']:.3f} [{row[name]['low']:.3f}, {row[name]['high']:.3f}]" for name in measures]
         print(f"{row['source']:8} {row['turns']:4} {row['system']:18}", *cells)

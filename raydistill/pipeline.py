@@ -236,7 +236,7 @@ class Chain:
         return self._student(self.config.rounds)
 
     def _student(self, number: int) -> Artifact:
-        from raydistill.distill.train import train
+        from raydistill.distill.seeds import train_student
 
         start = self._student(number - 1) if number > 1 else self._first_start
         if number > 1 and start is not None:
@@ -246,7 +246,7 @@ class Chain:
         return self._stage(
             stage_name("train", number),
             lambda: planned.find_manifest() is not None,
-            lambda: train(self.settled, candidates, index, self.inputs.validation, start),
+            lambda: train_student(self.settled, candidates, index, self.inputs.validation, start),
         )
 
     @property
@@ -263,7 +263,7 @@ class Chain:
 
     def planned_rounds(self, rewrites: Mapping[str, Artifact], index: IndexVersion) -> list[Round]:
         """Return the addresses of every round's candidates and student, computed or not."""
-        from raydistill.distill.train import student_artifact
+        from raydistill.distill.seeds import planned_student
         from raydistill.index.mine import candidates_artifact
         from raydistill.scoring.stage import scored_artifact
 
@@ -274,7 +274,7 @@ class Chain:
             mined = candidates_artifact(self.settled, queries, qrels, rewrites, index, before)
             candidates = scored_artifact(self.config.scorers, mined, rewrites)
             start = before or self._first_start
-            student = student_artifact(self.settled, candidates, index, self.inputs.validation, start)
+            student = planned_student(self.settled, candidates, index, self.inputs.validation, start)
             rounds.append(Round(candidates, student))
         return rounds
 
@@ -358,14 +358,14 @@ class Chain:
 
     def training_curves(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Return the training and the validation records of all rounds, steps counted through them."""
-        from raydistill.distill.train import training_records, validation_records
+        from raydistill.distill.seeds import student_records
 
         curves: list[dict[str, Any]] = []
         validation: list[dict[str, Any]] = []
         for each in self._rounds:
             before = curves[-1]["step"] if curves else 0
-            for joined, read in ((curves, training_records), (validation, validation_records)):
-                joined += [{**record, "step": record["step"] + before} for record in read(self.config, each.student)]
+            for joined, found in zip((curves, validation), student_records(self.config, each.student), strict=True):
+                joined += [{**record, "step": record["step"] + before} for record in found]
         return curves, validation
 
     def record_config(self) -> None:

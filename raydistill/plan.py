@@ -58,11 +58,16 @@ def _rows(chain: Chain, stage: str, done: list[str]) -> list[tuple[str, ...]]:
         "index": f"segments of {config.index.passages_per_segment} passages, {config.index.documents.kind}",
         "score": f"top {config.score.top_k} of each of {len(chain.inputs.teachers_of('train'))} teachers{student}"
         + "".join(f"; {scorer.depth} of them by {scorer.name}" for scorer in config.scorers),
-        "train": f"{config.train.epochs:g} epochs of {len(list(chain.inputs.train.queries()))} turns, "
+        "train": f"{_trainings(config)}{config.train.epochs:g} epochs of {len(list(chain.inputs.train.queries()))} turns, "
         f"batch {config.train.global_batch}, ZeRO {config.train.zero_stage}, {config.train.precision}",
         "evaluate": f"{', '.join(config.evaluate.measures)} at depth {config.evaluate.depth}{_second_stage(config)}",
     }
     return [(stage, state, *_workers(_pool(config, kind)), work[kind])]
+
+
+def _trainings(config: DistillConfig) -> str:
+    number = config.train.averaged_seeds
+    return "" if number == 1 else f"mean of {number} students, each of "
 
 
 def _second_stage(config: DistillConfig) -> str:

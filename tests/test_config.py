@@ -132,7 +132,7 @@ def test_a_dumped_configuration_loads_as_an_equal_one(config_file: Path, tmp_pat
         ("run.name=x", "run is a plain value and has no fields"),
         ("vars.dat=x", "nothing uses vars.dat, so it would change nothing; did you mean 'data'?"),
         ("run=a b", "run: must be a name: up to 63 letters"),
-        ("train=", "train: must be a section with fields (checkpoint_steps, combine,"),
+        ("train=", "train: must be a section with fields (averaged_seeds, checkpoint_steps,"),
         ("data.validation=0.2", "data.validation: must be a section with fields ("),
         ("data.validation={share: 0.2, conversations: /x}", "there is no such field; the fields here are fold, share"),
         (

@@ -38,6 +38,7 @@ STAGE_MODULES = {
     "index/gold_texts.py",
     "distill/document_mining.py",
     "distill/document_train.py",
+    "distill/seeds.py",
     "distill/train.py",
     "evaluation/evaluate.py",
     "scoring/context.py",
@@ -102,6 +103,7 @@ STAGES = {
     "index.approximate",
     "index.gold_texts",
     "distill.train",
+    "distill.seeds",
     "distill.document_mining",
     "distill.document_train",
     "evaluation.evaluate",
@@ -198,7 +200,7 @@ def test_a_training_worker_loads_no_compiler_and_no_data_frames() -> None:
 
 def test_stages_load_torch_only_where_a_model_is_used() -> None:
     """Torch and transformers are 3 s of every actor's start, and planning, mining and joining need neither."""
-    light = sorted(STAGE_MODULES - {"distill/train.py", "distill/document_train.py"})
+    light = sorted(STAGE_MODULES - {"distill/train.py", "distill/seeds.py", "distill/document_train.py"})
     stages = [f"raydistill.{name.removesuffix('.py').replace('/', '.')}" for name in light]
     loaded = f"import sys, raydistill.pipeline, {', '.join(stages)}; print(*sys.modules)"
     names = set(subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split())

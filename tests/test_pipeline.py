@@ -89,7 +89,7 @@ def test_rounds_train_on_from_the_student_before_and_are_done_once(
 
 
 def test_the_plan_names_rounds_sources_and_what_is_held_out(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["distill", *command, "rounds=3", "--dry-run"]) == 0
+    assert main(["distill", *command, "rounds=3", "train.averaged_seeds=2", "--dry-run"]) == 0
     plan = " ".join(capsys.readouterr().out.split())
     for words in (
         "validation 5 conversations",
@@ -97,6 +97,7 @@ def test_the_plan_names_rounds_sources_and_what_is_held_out(command: list[str], 
         "score round 2",
         "which encodes the rewrites too",
         "train round 3",
+        "mean of 2 students, each of 0.5 epochs",
         "evaluate",
     ):
         assert words in plan

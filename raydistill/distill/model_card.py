@@ -82,7 +82,7 @@ def _facts(config: DistillConfig) -> dict[str, str]:
         + (f", {sampling.student_top} of the last round's student" if sampling.student_top else ""),
         "regularisation": _regularisation(train),
         "training": f"{train.epochs:g} epochs, batch {train.global_batch}, learning rate {train.learning_rate:g}, "
-        f"{train.precision}, seed {train.seed}{_rounds(config)}",
+        f"{train.precision}, {_seeds(train)}{_rounds(config)}",
         "text": f"newest first, {text.max_tokens} tokens; of the history, {text.utterance_words} words of each question and "
         f"{text.answer_words} of each answer",
     }
@@ -102,6 +102,12 @@ def _scorers(config: DistillConfig) -> dict[str, str]:
             f"{name} {weight:g}" for name, weight in config.train.teacher_weights.items()
         )
     return facts
+
+
+def _seeds(train: TrainConfig) -> str:
+    if train.averaged_seeds == 1:
+        return f"seed {train.seed}"
+    return f"mean of the parameters of {train.averaged_seeds} students, seeds {train.seed} and following"
 
 
 def _rounds(config: DistillConfig) -> str:

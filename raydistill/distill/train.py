@@ -61,6 +61,7 @@ def train(
     index: IndexVersion,
     validation: ConversationSet | None = None,
     start: Artifact | None = None,
+    title: str = "train",
 ) -> Artifact:
     """Train the student and export it; returns at once when this very training is finished already.
 
@@ -70,6 +71,7 @@ def train(
         index: the index it was mined from, and that validation searches.
         validation: held-out conversations with judgements; None validates nothing and keeps the last step.
         start: the student to start from; None starts from `student.model`.
+        title: shown beside its progress.
 
     Raises ConfigError for a logger that is not installed, ResourceError when the cluster cannot hold the workers,
     TrainingError when training fails for good.
@@ -89,7 +91,7 @@ def train(
         "validation": validation,
     }
     place, limits = f"{config.root}/{settings['training_prefix']}", (config.train.max_failures, config.train.min_workers)
-    fit(Training("train", _train, settings, config.train.workers, place, *limits))
+    fit(Training(title, _train, settings, config.train.workers, place, *limits))
     names = sorted(ArtifactWriter(student).finished())
     if "config.json" not in names:
         raise TrainingError(f"training ended without an exported student in {student.uri}; submit the same job again")
@@ -205,11 +207,11 @@ def _train_in(
         exported = Artifact.from_json(settings["student"])
         step = trainer.step if chosen is None else trainer.progress.best_step
         measured = next((each for each in validation_records(config, exported) if each["step"] == step), None)
-        _warn_of_excess(config.train, measured, worker)
-        _export(config, model, tokenizer, exported, measured)
+        warn_of_excess(config.train, measured, worker)
+        export_student(config, model, tokenizer, exported, measured)
 
 
-def _warn_of_excess(train: TrainConfig, measured: Record | None, worker: Worker) -> None:
+def warn_of_excess(train: TrainConfig, measured: Record | None, worker: Worker) -> None:
     """Say on the driver that the student that is exported does not hold its target."""
     target = train.regularisation.target
     if target is None or measured is None or not target.excess(measured[target.measure]):
@@ -240,7 +242,7 @@ def _recorder(
     return Recorder(store, settings["training_prefix"], log_steps, steps, first_step, show, worker.warn, loggers, events)
 
 
-def _export(config: DistillConfig, model: Any, tokenizer: Any, student: Artifact, measured: Record | None) -> None:
+def export_student(config: DistillConfig, model: Any, tokenizer: Any, student: Artifact, measured: Record | None) -> None:
     """Put the student's Hugging Face folder into the run root, one part a file.
 
     Args:

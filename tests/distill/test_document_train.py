@@ -43,9 +43,10 @@ def conversation(name: str, split: str, first: int) -> dict[str, Any]:
     return {"conversation_id": name, "split": split, "turns": turns}
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Path:
-    """Write a corpus, six conversations of two splits, judgements, and a run over all of them."""
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a corpus, six conversations of two splits, judgements, and a run over all of them; one root for all tests."""
+    folder = tmp_path_factory.mktemp("world")
     told = [conversation(f"c{n}", "test" if n > 3 else "train", 3 * n) for n in range(6)]
     lines = {
         "corpus.jsonl": [json.dumps({"_id": one.passage_id, "title": "", "text": one.text}) for one in passages()],
@@ -61,8 +62,8 @@ def world(tmp_path: Path) -> Path:
             for rank, passage in enumerate([right, (right + 7) % PASSAGES, (right + 11) % PASSAGES]):
                 lines["run.trec"].append(f"{turn['query_id']} Q0 p{passage} {rank + 1} {30 - 5 * rank} old")
     for name, content in lines.items():
-        (tmp_path / name).write_text("\n".join(content) + "\n")
-    return tmp_path
+        (folder / name).write_text("\n".join(content) + "\n")
+    return folder
 
 
 def config(world: Path, encoder: str, run: str = "run.trec", **training: Any) -> DistillConfig:

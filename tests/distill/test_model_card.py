@@ -46,6 +46,14 @@ def test_a_card_states_data_teachers_objective_regularisation_and_text_form() ->
     assert "None were taken" in card
 
 
+def test_a_card_says_of_how_many_seeds_a_student_is_the_mean() -> None:
+    assert ", seed 42 |" in model_card(build_config(TREE))
+    train = {**TREE["train"], "averaged_seeds": 3}
+    assert "mean of the parameters of 3 students, seeds 42 and following |" in model_card(
+        build_config({**TREE, "train": train})
+    )
+
+
 def test_a_card_says_how_many_terms_are_kept() -> None:
     student = {**TREE["student"], "top_terms": 40}
     assert "mlm head; the 40 heaviest terms of a query are kept |" in model_card(build_config({**TREE, "student": student}))

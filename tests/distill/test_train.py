@@ -53,7 +53,7 @@ def config(mined: Mined, encoder: str, **train_fields: Any) -> DistillConfig:
     )
 
 
-def test_two_workers_train_a_student_that_loads_and_is_not_trained_again(
+def test_two_workers_train_a_student_that_loads_is_not_trained_again_and_starts_the_next_one(
     ray_cluster: None, mined: Mined, tiny_encoder: str, tmp_path: Path
 ) -> None:
     settings = config(mined, tiny_encoder, workers={"actors": 2, "cpus": 1}, zero_stage=2)
@@ -70,6 +70,12 @@ def test_two_workers_train_a_student_that_loads_and_is_not_trained_again(
     manifest = student.manifest()
     assert train(settings, *mined) == student
     assert student.manifest() == manifest
+
+    short = config(mined, tiny_encoder, epochs=0.1, learning_rate=1e-12, weight_decay=0.0)
+    second = fetch_folder(train(short, *mined, None, student), tmp_path / "second")
+    assert "None were taken" in (second / "README.md").read_text()
+    after = load_student(second).encoder(device="cpu").encode_queries(["w1 w2 [SEP] w3", "w4"])
+    np.testing.assert_allclose(after.to_dense(), vectors.to_dense(), atol=1e-5)
 
 
 def held_out() -> ConversationSet:
@@ -97,30 +103,6 @@ def test_the_best_validation_becomes_the_student(ray_cluster: None, mined: Mined
     events = [info.key for info in open_store(settings.root).list("runs/tiny/training/")]
     assert any("/tensorboard/00000000/events." in key for key in events)
     assert student_artifact(settings, *mined) != student
-
-
-def test_a_target_that_the_student_does_not_hold_is_said_on_the_driver(
-    ray_cluster: None, mined: Mined, tiny_encoder: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    fields = {"regularisation": {"target": "l0<=2"}, "validation": {"every_steps": 1, "keep": "last"}}
-    settings = config(mined, tiny_encoder, epochs=0.3, **fields)
-    with caplog.at_level(logging.WARNING, logger="raydistill"):
-        student = train(settings, *mined, held_out())
-    last = validation_records(settings, student)[-1]
-    assert last["l0"] > 2.1
-    expected = f"the student of step {last['step']:g} exceeds its target: l0 is {last['l0']:.4g} "
-    assert [record for record in caplog.records if expected in record.getMessage()]
-
-
-def test_a_student_starts_the_next_one(ray_cluster: None, mined: Mined, tiny_encoder: str, tmp_path: Path) -> None:
-    first = train(config(mined, tiny_encoder, epochs=0.5, learning_rate=0.01), *mined)
-    short = config(mined, tiny_encoder, epochs=0.1, learning_rate=1e-12, weight_decay=0.0)
-    second = train(short, *mined, None, first)
-    folders = [fetch_folder(student, tmp_path / student.fingerprint) for student in (first, second)]
-    assert "None were taken" in (folders[1] / "README.md").read_text()
-    texts = ["w1 w2 w3", "w9 w10"]
-    before, after = (load_student(folder).encoder(device="cpu").encode_queries(texts).to_dense() for folder in folders)
-    np.testing.assert_allclose(after, before, atol=1e-5)
 
 
 def test_a_logger_that_is_not_installed_is_found_before_any_worker_starts(
