@@ -124,7 +124,7 @@ class TrainConfig(Section):
     seed: NonNegativeInt = 42
     averaged_seeds: Added[PositiveInt] = 1
     """Students trained one after the other from the same start, with `seed` and the seeds after it; the student is the mean
-    of their parameters, which moves less with the seed than one does. It costs as many trainings, and a query no more."""
+    of their parameters (a model soup, arXiv 2203.05482). It costs as many trainings, and a query no more."""
     sampling: SamplingConfig = SamplingConfig()
     objective: Objective = Objective.parse("kld")
     """What the student is trained to do: a weighted sum of terms, such as `0.9*kld(tau=1) + 0.1*infonce(tau=4)`."""
