@@ -2,8 +2,8 @@
 
 With few judged turns a seed moves a student about as much as a recipe does. The mean of the parameters of several students
 that start alike (`encoders.averaging`) found about as much as the better of them on held-out turns (README), and costs what
-one costs when it answers. Each of them is a training and an artifact of its own, the very one that its seed alone would give: what is
-there is taken as it is, and a job that ends after the second of three goes on with the third.
+one costs when it answers. Each of them is a training and an artifact of its own, the very one that its seed alone would
+give: what is there is taken as it is, and a job that ends after the second of three goes on with the third.
 """
 
 from __future__ import annotations
