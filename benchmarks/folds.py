@@ -53,32 +53,53 @@ def main() -> int:
     other = json.loads(options.against.read_text()) if options.against else None
     if other is not None and other["folds"] != options.folds:
         raise SystemExit(f"--against: {options.against} has {other['folds']} folds; compare with as many")
-    versions = {name: version(name) for name in ("raydistill", "ray", "torch", "transformers", "deepspeed")}
+    versions = installed()
     rows: list[Row] = []
     costs: list[Row] = []
     for fold in range(options.folds):
         found, spent = _held_out_rows(options.config, [*options.overrides, share_of(fold, options.folds)])
         rows += found
         costs += spent
+    store_result(options, rows, costs, versions, other, folds=options.folds)
+    return 0
+
+
+def store_result(
+    options: argparse.Namespace,
+    rows: list[Row],
+    costs: list[Row],
+    versions: dict[str, str],
+    other: Row | None,
+    **further: Any,
+) -> None:
+    """Print tables of the turns' rows, and write them where `--out` says.
+
+    Args:
+        options: with config, overrides and out. other: what `--against` names. further: what else to store.
+    """
     measures = [name for name in rows[0] if "@" in name]
     content = {
         "config": options.config.name,
         "overrides": [told(each) for each in options.overrides if not each.startswith(("root=", "vars."))],
-        "folds": options.folds,
-        "systems": means_of(rows, measures),
-        "differences": differences_of(rows, measures),
-        "costs": costs_of(costs),
-        "student": student_values(rows, measures),
+        **further,
+        "systems": _systems(rows, measures),
+        "differences": _differences(rows, measures),
+        "costs": _costs(costs),
+        "student": {measure: _values(rows, measure, ALL)[STUDENT] for measure in measures},
         "machine": machine(),
         "versions": versions,
     }
     if other is not None:
-        content["against"] = {"overrides": other["overrides"], **against(content["student"], other["student"])}
-    print_tables(content, measures)
+        content["against"] = {"overrides": other["overrides"], **_against(content["student"], other["student"])}
+    _print(content, measures)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    return 0
+
+
+def installed() -> dict[str, str]:
+    """Return the versions that a result names. To be asked for first: it fails where raydistill is not installed."""
+    return {name: version(name) for name in ("raydistill", "ray", "torch", "transformers", "deepspeed")}
 
 
 def told(override: str) -> str:
@@ -124,11 +145,6 @@ def _values(rows: list[Row], measure: str, source: str) -> dict[str, dict[str, f
     return values
 
 
-def student_values(rows: list[Row], measures: list[str]) -> dict[str, dict[str, float]]:
-    """Return measure -> query id -> the student's value, by which another result can be compared with this one."""
-    return {measure: _values(rows, measure, ALL)[STUDENT] for measure in measures}
-
-
 def _sources(rows: list[Row]) -> list[str]:
     return [*dict.fromkeys(row["source"] for row in rows), ALL]
 
@@ -137,8 +153,7 @@ def _interval(values: np.ndarray) -> dict[str, float]:
     return asdict(mean_interval(values, SAMPLES, SEED))
 
 
-def means_of(rows: list[Row], measures: list[str]) -> list[dict[str, Any]]:
-    """Return every system's measures with their intervals, of each source and of all turns together."""
+def _systems(rows: list[Row], measures: list[str]) -> list[dict[str, Any]]:
     systems = []
     for source in _sources(rows):
         values = {measure: _values(rows, measure, source) for measure in measures}
@@ -148,7 +163,7 @@ def means_of(rows: list[Row], measures: list[str]) -> list[dict[str, Any]]:
     return systems
 
 
-def differences_of(rows: list[Row], measures: list[str]) -> list[dict[str, Any]]:
+def _differences(rows: list[Row], measures: list[str]) -> list[dict[str, Any]]:
     """Return the student minus each teacher, of the same turns."""
     teachers = [name for name in dict.fromkeys(row["system"] for row in rows) if _role(rows, name) == "teacher"]
     found = []
@@ -162,7 +177,7 @@ def differences_of(rows: list[Row], measures: list[str]) -> list[dict[str, Any]]
     return found
 
 
-def costs_of(rows: list[Row]) -> list[dict[str, Any]]:
+def _costs(rows: list[Row]) -> list[dict[str, Any]]:
     """Return mean terms (L0) and FLOPS a query of each system, of all turns and by depth; the deepest turns together."""
     found = []
     for system in dict.fromkeys(row["system"] for row in rows):
@@ -182,7 +197,7 @@ def _cost(rows: list[Row]) -> dict[str, float]:
     return {"turns": turns, **means}
 
 
-def against(ours: dict[str, dict[str, float]], others: dict[str, dict[str, float]]) -> dict[str, Any]:
+def _against(ours: dict[str, dict[str, float]], others: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Return our student minus the other one, by measure, of the same turns."""
     found = {}
     for measure, values in ours.items():
@@ -197,8 +212,7 @@ def _role(rows: list[Row], system: str) -> str:
     return next(str(row["role"]) for row in rows if row["system"] == system)
 
 
-def print_tables(content: dict[str, Any], measures: list[str]) -> None:
-    """Print what is stored: systems, differences, costs, and the comparison with another student where there is one."""
+def _print(content: dict[str, Any], measures: list[str]) -> None:
     for row in content["systems"]:
         cells = [f"{name} {row[name]['mean']:.3f} [{row[name]['low']:.3f}, {row[name]['high']:.3f}]" for name in measures]
         print(f"{row['source']:8} {row['turns']:4} {row['system']:18}", *cells)

@@ -11,13 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import yaml
-from folds import ALL, Row, against, costs_of, differences_of, means_of, print_tables, rows_of, student_values, told
-from processes import machine
+from folds import ALL, Row, installed, rows_of, store_result
 
 from raydistill.actor_pool import connect
 from raydistill.config_loading import load_config
@@ -34,7 +31,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     options = parser.parse_args()
     other = json.loads(options.against.read_text()) if options.against else None
-    versions = {name: version(name) for name in ("raydistill", "ray", "torch", "transformers", "deepspeed")}
+    versions = installed()
     rows: list[Row] = []
     costs: list[Row] = []
     for test in options.test:
@@ -44,28 +41,11 @@ def main() -> int:
         chain = Chain(load_config(options.config, [*options.overrides, f"data.test={test}"]))
         chain.check()
         connect(chain.config.ray)
-        found, spent = rows_of(
-            chain.evaluate(), dict.fromkeys((turn.query_id for turn in chain.inputs.test.queries()), name)
-        )
+        source_of = {turn.query_id: name for turn in chain.inputs.test.queries()}
+        found, spent = rows_of(chain.evaluate(), source_of)
         rows += found
         costs += spent
-    measures = [name for name in rows[0] if "@" in name]
-    content: dict[str, Any] = {
-        "config": options.config.name,
-        "overrides": [told(each) for each in options.overrides if not each.startswith(("root=", "vars."))],
-        "systems": means_of(rows, measures),
-        "differences": differences_of(rows, measures),
-        "costs": costs_of(costs),
-        "student": student_values(rows, measures),
-        "machine": machine(),
-        "versions": versions,
-    }
-    if other is not None:
-        content["against"] = {"overrides": other["overrides"], **against(content["student"], other["student"])}
-    print_tables(content, measures)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    store_result(options, rows, costs, versions, other)
     return 0
 
 

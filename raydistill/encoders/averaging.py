@@ -18,8 +18,8 @@ from raydistill.errors import ConfigError
 def mean_model(models: Iterable[SpladeModel]) -> SpladeModel:
     """Return the first of some models with the mean of all their parameters, summed in float64, in evaluation mode.
 
-    One model after the other is drawn and let go, so two are in memory at a time. What is no floating-point number, such as
-    the mask of terms that are never active, stays the first one's.
+    One model after the other is drawn and let go: in memory are the first, the sums and one more. What is no floating-point
+    number, such as the mask of terms that are never active, stays the first one's.
 
     Raises ConfigError when there is no model, or they have not the same parameters by name and shape.
     """
@@ -38,9 +38,8 @@ def mean_model(models: Iterable[SpladeModel]) -> SpladeModel:
             total += state[name]
     if first is None:
         raise ConfigError("there is no model to take the mean of")
-    mean = {name: (total / number).to(first.state_dict()[name].dtype) for name, total in sums.items()}
-    with torch.no_grad():
-        first.load_state_dict(mean, strict=False)
+    state = first.state_dict()
+    first.load_state_dict({**state, **{name: (total / number).to(state[name].dtype) for name, total in sums.items()}})
     return first.eval()
 
 

@@ -56,6 +56,7 @@ def rewrites_of(root: Path, teacher: str) -> tuple[dict[str, Any], dict[str, int
     return rows, counts
 
 
+@pytest.mark.slow  # tests/cluster/test_resume.py has two models in one run, test_recorded the rewrites
 @pytest.mark.real_data
 def test_two_kinds_of_models_and_recorded_rewrites_teach_in_one_run(
     ray_cluster: None, shared_data: Path, trained_causal: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
