@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--against", type=Path, help="JSON file of the same folds with another student")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     options = parser.parse_args()
-    other = json.loads(options.against.read_text()) if options.against else None
+    other = other_result(options.against)
     if other is not None and other["folds"] != options.folds:
         raise SystemExit(f"--against: {options.against} has {other['folds']} folds; compare with as many")
     versions = installed()
@@ -95,6 +95,16 @@ def store_result(
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def other_result(path: Path | None) -> Row | None:
+    """Return the result that `--against` names; None where it names none. Raises SystemExit where there is none to read."""
+    if path is None:
+        return None
+    if not path.is_file():
+        raise SystemExit(f"--against: there is no file {path}")
+    found: Row = json.loads(path.read_text())
+    return found
 
 
 def installed() -> dict[str, str]:

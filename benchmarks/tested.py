@@ -9,12 +9,11 @@ another result.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import yaml
-from folds import ALL, Row, installed, rows_of, store_result
+from folds import ALL, Row, installed, other_result, rows_of, store_result
 
 from raydistill.actor_pool import connect
 from raydistill.config_loading import load_config
@@ -30,14 +29,17 @@ def main() -> int:
     parser.add_argument("--against", type=Path, help="JSON file of the same turns with another student")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     options = parser.parse_args()
-    other = json.loads(options.against.read_text()) if options.against else None
+    other = other_result(options.against)
     versions = installed()
     rows: list[Row] = []
     costs: list[Row] = []
     for test in options.test:
-        name = str((yaml.safe_load(test) or {}).get("name") or "")
-        if not name or name == ALL:
-            raise SystemExit(f"--test {test}: give it a name, by which its turns are told from the others'")
+        fields = yaml.safe_load(test)
+        name = str(fields.get("name") or "") if isinstance(fields, dict) else ""
+        if name in ("", ALL):
+            raise SystemExit(
+                f"--test {test}: give it as {{name: …, conversations: …, qrels: …}}; the name tells its turns from the others'"
+            )
         chain = Chain(load_config(options.config, [*options.overrides, f"data.test={test}"]))
         chain.check()
         connect(chain.config.ray)
