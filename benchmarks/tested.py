@@ -37,9 +37,7 @@ def main() -> int:
         fields = yaml.safe_load(test)
         name = str(fields.get("name") or "") if isinstance(fields, dict) else ""
         if name in ("", ALL):
-            raise SystemExit(
-                f"--test {test}: give it as {{name: …, conversations: …, qrels: …}}; the name tells its turns from the others'"
-            )
+            raise SystemExit(f"--test {test}: give it as {{name: …, conversations: …, qrels: …}}; its turns go by the name")
         chain = Chain(load_config(options.config, [*options.overrides, f"data.test={test}"]))
         chain.check()
         connect(chain.config.ray)
